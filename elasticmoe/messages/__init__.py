@@ -1,0 +1,1 @@
+"""The words between brain and muscle: events and commands, as frozen data."""

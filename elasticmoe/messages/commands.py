@@ -1,0 +1,101 @@
+"""What the controller asks for. Doing a command twice is harmless; its outcome is an event."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorkers:
+    """Fork workers on a node; each reports `WorkerReady`."""
+
+    node: str
+    workers: tuple[int, ...]
+    """Numbers never used before in this job."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorkers:
+    """End worker processes at once; each is reported as `WorkerDied`."""
+
+    node: str
+    workers: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormGeneration:
+    """Open a rendezvous store for the generation and send every member its `FormGang`."""
+
+    generation: int
+    plan: dict[str, Any]
+    """`Plan.to_json()`; names the members' workers and nodes."""
+    store_node: str
+    checkpoint: str | None
+    """URI to start from; none: from the seed."""
+    first_command: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGeneration:
+    """Tell every worker that is left to leave the generation; each reports `WorkerParked`."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstructGang:
+    """Send a numbered command to every member."""
+
+    generation: int
+    number: int
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class SealCheckpoint:
+    """Write the manifest of a checkpoint whose parts are all durable; leads to
+    `CheckpointSealed` or `CheckpointLost`."""
+
+    step: int
+    generation: int
+    files: tuple[dict[str, Any], ...]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCheckpoint:
+    """Remove a checkpoint that `checkpoint.keep` no longer covers: manifest first."""
+
+    step: int
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Post `TimePassed` at this time."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """The job is over: end all workers and agents, write the outcome."""
+
+    outcome: str
+    """`done`, `stopped`, `failed`."""
+    reason: str
+
+
+Command = (
+    StartWorkers
+    | KillWorkers
+    | FormGeneration
+    | BreakGeneration
+    | InstructGang
+    | SealCheckpoint
+    | DeleteCheckpoint
+    | WakeAt
+    | EndJob
+)

@@ -1,0 +1,146 @@
+"""What a node agent and its workers say to each other: one JSON object per line.
+
+Commands go to the worker, reports come back. Every message of a gang carries its generation;
+a receiver drops what is older than what it knows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class FormGang:
+    """Join a new generation, load the state, train. Ends whatever generation went before."""
+
+    generation: int
+    member: int
+    """This worker's position in the plan's members."""
+    plan: dict[str, Any]
+    """`Plan.to_json()`."""
+    store_host: str
+    store_port: int
+    """The generation's rendezvous store, kept by an agent."""
+    checkpoint: str | None
+    """URI of the checkpoint directory to start from; none: initialise from the seed."""
+    first_command: int = 0
+    """Numbered commands below this one are settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGang:
+    """End a generation at once: break its groups, park, report `WorkerParked`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instruct:
+    """A numbered command; takes effect at the apply of the first step at which everyone's
+    record holds its number."""
+
+    generation: int
+    number: int
+    action: str
+    """`checkpoint`: write one at this step; `stop`: write one, then end the gang."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The process is up and has read the job's spec."""
+
+    worker: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class GangFormed:
+    """This member has groups, state and data, and begins `step`."""
+
+    generation: int
+    worker: int
+    step: int
+    seconds: dict[str, float]
+    """Time per phase: groups, state, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A step was committed; sent by member 0 only."""
+
+    generation: int
+    step: int
+    """The committed step's number, counted from 1."""
+    seconds: float
+    loss: float
+    metrics: dict[str, Any]
+    """`StepMetrics` as plain data: mtp loss, gradient norm, learning rate, per-layer balance..."""
+    samples: tuple[int, int]
+    """First sample number of the step and the one behind its last."""
+    instructed: int
+    """Number of the newest command that took effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParked:
+    """This member left the step loop: a collective failed, or it was told to."""
+
+    generation: int
+    worker: int
+    committed_step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailed:
+    """Training raised something no recovery cures; the worker ends."""
+
+    generation: int
+    worker: int
+    step: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPart:
+    """This member's file of a checkpoint is durable."""
+
+    generation: int
+    worker: int
+    step: int
+    files: list[dict[str, Any]]
+    """Manifest rows, as `checkpoint.manifest` defines them."""
+    state: dict[str, Any]
+    """Step, learning state and data position as plain data; equal on all members."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFailed:
+    """This member could not write its file; training goes on."""
+
+    generation: int
+    worker: int
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class GangEnded:
+    """All steps are done, or a stop took effect; the worker waits for what comes next."""
+
+    generation: int
+    worker: int
+    step: int
+
+
+WorkerCommand = FormGang | BreakGang | Instruct
+WorkerReport = (
+    WorkerReady
+    | GangFormed
+    | StepDone
+    | WorkerParked
+    | WorkerFailed
+    | CheckpointPart
+    | CheckpointFailed
+    | GangEnded
+)

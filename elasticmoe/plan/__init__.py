@@ -1,0 +1,1 @@
+"""Where everything goes: pure functions from numbers to plans."""
