@@ -1,4 +1,9 @@
-"""Messages as JSON and back. Nothing is ever unpickled."""
+"""Messages as JSON and back. Nothing is ever unpickled.
+
+A message is a frozen dataclass whose fields are plain values, tuples, lists, other dataclasses or
+plain JSON data. Where a field may hold one of several message classes (`Reported.report`), the
+nested message is tagged with its class name too.
+"""
 
 import dataclasses
 import json
@@ -11,7 +16,7 @@ from typing import Any
 
 def encode(message: Any) -> dict[str, Any]:
     """Turn a message dataclass into plain data, tagged with its class name."""
-    return {"kind": type(message).__name__, **dataclasses.asdict(message)}
+    return {"kind": type(message).__name__, **_fields(message)}
 
 
 def decode(kinds: Mapping[str, type], plain: Mapping[str, Any]) -> Any:
@@ -23,12 +28,38 @@ def decode(kinds: Mapping[str, type], plain: Mapping[str, Any]) -> Any:
             default are filled in, so that an older record can be read by a newer version.
 
     Raises:
-        ValueError: the kind is not among `kinds`.
+        ValueError: no message of these kinds looks like that.
     """
-    kind = kinds.get(plain["kind"])
+    kind = kinds.get(plain.get("kind", ""))
     if kind is None:
-        raise ValueError(f"message kind {plain['kind']!r} is not one of {sorted(kinds)}")
-    return _build(kind, {key: value for key, value in plain.items() if key != "kind"})
+        raise ValueError(f"message kind {plain.get('kind')!r} is not one of {sorted(kinds)}")
+    return build(kind, {key: value for key, value in plain.items() if key != "kind"})
+
+
+def build(hint: Any, value: Any) -> Any:
+    """Rebuild a value of a type from plain data: dataclasses, tuples, lists, unions of them.
+
+    Raises:
+        ValueError: the data has fields the dataclass lacks, or lacks fields it needs.
+    """
+    if value is None:
+        return None
+    if dataclasses.is_dataclass(hint):
+        return _build_dataclass(hint, value)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(build(args[0], item) for item in value)
+        return tuple(build(arg, item) for arg, item in zip(args, value, strict=True))
+    if origin is list:
+        return [build(args[0], item) for item in value]
+    if origin in (typing.Union, types.UnionType):
+        kinds = _message_kinds(hint)
+        if len(kinds) > 1:
+            return decode(kinds, value)
+        (inner, *others) = [arg for arg in args if arg is not types.NoneType]
+        return value if others else build(inner, value)
+    return value
 
 
 def by_name(union: Any) -> dict[str, type]:
@@ -42,8 +73,15 @@ def to_line(message: Any) -> bytes:
 
 
 def from_line(kinds: Mapping[str, type], line: bytes) -> Any:
-    """Inverse of `to_line`."""
-    return decode(kinds, json.loads(line))
+    """Inverse of `to_line`.
+
+    Raises:
+        ValueError: the line is not JSON, or not one of these messages.
+    """
+    plain = json.loads(line)
+    if not isinstance(plain, dict):
+        raise ValueError(f"a message is a JSON object, not {type(plain).__name__}")
+    return decode(kinds, plain)
 
 
 @cache
@@ -51,21 +89,48 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _build(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        hints = _hints(hint)  # type: ignore[arg-type]
-        return hint(**{name: _build(hints[name], item) for name, item in value.items()})  # type: ignore[operator]
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_build(args[0], item) for item in value)
-        return tuple(_build(arg, item) for arg, item in zip(args, value, strict=True))
-    if origin is list:
-        return [_build(args[0], item) for item in value]
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        inner = [arg for arg in args if arg is not type(None)]
-        if len(inner) == 1:
-            return _build(inner[0], value)
+@cache
+def _message_kinds(hint: Any) -> dict[str, type]:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return {}
+    members: tuple[type, ...] = typing.get_args(hint)
+    return {kind.__name__: kind for kind in members if hasattr(kind, "__dataclass_fields__")}
+
+
+@cache
+def _tagged_fields(kind: type) -> dict[str, bool]:
+    return {name: _is_tagged(hint) for name, hint in _hints(kind).items()}
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    return {
+        name: _plain(getattr(message, name), tagged=tagged)
+        for name, tagged in _tagged_fields(message.__class__).items()
+    }
+
+
+def _is_tagged(hint: Any) -> bool:
+    """Whether values of a field, or the items in it, are one of several message classes."""
+    inner = [arg for arg in typing.get_args(hint) if arg is not Ellipsis]
+    return len(_message_kinds(hint)) > 1 or any(len(_message_kinds(arg)) > 1 for arg in inner)
+
+
+def _plain(value: Any, *, tagged: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return encode(value) if tagged else _fields(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, tagged=tagged) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, tagged=tagged) for item in value]
     return value
+
+
+def _build_dataclass(kind: Any, value: Mapping[str, Any]) -> Any:
+    hints = _hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    try:
+        return kind(**{name: build(hints[name], item) for name, item in value.items()})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}") from None

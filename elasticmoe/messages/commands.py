@@ -1,4 +1,9 @@
-"""What the controller asks for. Doing a command twice is harmless; its outcome is an event."""
+"""What the controller asks for. Doing a command twice is harmless; its outcome is an event.
+
+After a restart the controller repeats what it had begun: agents start a worker number once, and
+members take a generation's `FormGang` and an instruction's number once. A command whose generation
+is older than the newest one seen is dropped.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +43,8 @@ class FormGeneration:
 
 @dataclass(frozen=True, slots=True)
 class BreakGeneration:
-    """Tell every worker that is left to leave the generation; each reports `WorkerParked`."""
+    """Tell every worker that is left to leave the generation; each reports `WorkerParked`, also
+    one that had not joined yet. Who stays silent is killed."""
 
     generation: int
     reason: str
@@ -51,6 +57,7 @@ class InstructGang:
     generation: int
     number: int
     action: str
+    """`checkpoint` or `stop`, as in `messages.worker.Instruct`."""
 
 
 @dataclass(frozen=True, slots=True)

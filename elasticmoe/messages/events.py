@@ -1,7 +1,19 @@
 """What the controller is told. Every event carries the time at which it was accepted (`at_s`,
-seconds of one clock); nothing in the controller reads a clock.
+seconds of one clock); nothing in the controller reads a clock. The clock is the wall clock, since
+the times of one controller must make sense to the next.
 
-Reports of workers travel unchanged inside `Reported`.
+Reports of workers travel unchanged inside `Reported`. What the brain counts on:
+
+- every controller's first event is `TermBegan` (`JobSubmitted` stands before the first);
+- an agent that was restarted is `NodeLost`, then `NodeUp`; a plain reconnect repeats `NodeUp`,
+  which is harmless, as is every event that tells again what is known;
+- a node's reports, and the deaths on it, that came up while no controller was there are kept by
+  its agent and posted afterwards;
+- reports of one worker arrive in the order it sent them; those of different workers, and its
+  death, in any order.
+
+`CheckpointSealed`, `CheckpointLost` and `CommandFailed` have fields with defaults at their end: a
+sender that leaves them out is understood.
 """
 
 from dataclasses import dataclass
@@ -102,6 +114,8 @@ class CheckpointSealed:
     step: int
     uri: str
     bytes: int
+    generation: int = 0
+    """That of the `SealCheckpoint`; 0: the only one of this step that is being sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,8 @@ class CheckpointLost:
     at_s: float
     step: int
     reason: str
+    generation: int = 0
+    """As in `CheckpointSealed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +135,13 @@ class CommandFailed:
 
     at_s: float
     command: str
+    """The command's class name."""
     reason: str
+    generation: int = 0
+    """Of the command; 0: it has none, or the newest."""
+    node: str = ""
+    workers: tuple[int, ...] = ()
+    """The workers of a `StartWorkers`: none of them exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +153,7 @@ class CheckpointAsked:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Somebody wants the job to checkpoint and end."""
+    """Somebody wants the job to checkpoint and end; asked twice: to end without a checkpoint."""
 
     at_s: float
     by: str

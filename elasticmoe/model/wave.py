@@ -125,4 +125,4 @@ class SerialExchange:
         per_slot: list[int] = torch.bincount(slot[kept], minlength=num_slots).tolist()
         rows = slots(tokens_TD[order // chosen_TK.shape[1]], per_slot)
         out = rows.new_zeros(chosen.shape[0], rows.shape[1])
-        return out.index_copy(0, order, rows).view(*chosen_TK.shape, -1)
+        return out.index_copy(0, order, rows).view(*chosen_TK.shape, rows.shape[1])

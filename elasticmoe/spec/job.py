@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from elasticmoe.spec.base import Spec
 from elasticmoe.spec.model import ModelSpec
 
+Rung = Literal["retry", "replace", "failover", "snapshot", "checkpoint"]
+"""Ways to recover, cheapest first. Behind them all a job waits for workers."""
+
 
 class SourceSpec(Spec):
     """One packed corpus: a directory written by `elasticmoe data pack`."""
@@ -137,7 +140,8 @@ class WorkersSpec(Spec):
     """Workers beyond this number are left to other jobs."""
     spares: int = Field(default=0, ge=0)
     settle_s: float = Field(default=1.0, ge=0)
-    """How long new capacity must stay healthy before the job grows into it. Fresh spot nodes often leave again."""
+    """How long new capacity must stay healthy before the job grows into it. Fresh spot nodes
+    often leave again."""
     threads: int = Field(default=1, ge=1)
     """CPU threads per worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -160,7 +164,8 @@ class ProtectionSpec(Spec):
     """Recoveries without a committed step in between before the job is given up."""
     restart_backoff_s: float = Field(default=0.2, ge=0)
     """Wait before the second try, doubled with each further one."""
-    skip_rungs: tuple[str, ...] = ()
+    skip_rungs: tuple[Rung, ...] = ()
+    """Rungs of recovery that are never taken, for drills and benchmarks."""
     pinned: bool = True
     """Sample shares never follow measured speed, so that runs are bitwise repeatable."""
 

@@ -101,7 +101,8 @@ class MoESpec(Spec):
             )
         if self.num_groups > 1 and self.group_score_width > per_group:
             raise ValueError(
-                f"group_score_width {self.group_score_width} exceeds the {per_group} experts of a group"
+                f"group_score_width {self.group_score_width} exceeds "
+                f"the {per_group} experts of a group"
             )
         return self
 

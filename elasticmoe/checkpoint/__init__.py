@@ -1,0 +1,1 @@
+"""Bytes that outlive us: a directory of packed units, and a manifest written last."""

@@ -1,0 +1,1 @@
+"""The real world: Ray actors, node agents, forked workers, the journal on disk."""

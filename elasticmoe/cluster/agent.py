@@ -1,0 +1,346 @@
+"""The node agent: forks workers, passes messages on, sees deaths, leaves nothing behind.
+
+Plain asyncio, so that it can be tested without Ray; `agent_actor` is the thin Ray shell. The
+agent decides nothing, with one reflex: at the first sign that a generation is over it tells its
+own workers, because with gloo nobody else would (a dead peer is seen by its neighbours only).
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
+from elasticmoe.cluster.outbox import Outbox
+from elasticmoe.cluster.stores import StoreKeeper
+from elasticmoe.cluster.warm_parent import ForkRequest
+from elasticmoe.errors import ClusterError
+from elasticmoe.messages.codec import to_line
+from elasticmoe.messages.events import NodeUp, WorkerDied
+from elasticmoe.messages.worker import BreakGang, WorkerReady
+
+log = logging.getLogger("elasticmoe.agent")
+
+MAX_LINE_BYTES: Final = 1 << 26
+"""Of one message of a worker; a checkpoint part lists thousands of units."""
+DRAIN_TIMEOUT_S: Final = 0.2
+"""A dead worker's last words are in the socket already; a grandchild may keep it open, though."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What an agent is told when it is placed."""
+
+    node: str
+    domain: str
+    host: str
+    """Address at which other nodes reach this one."""
+    capacity: int
+    job: str
+    """The job's spec as JSON."""
+    log_dir: str
+    entry: str = "elasticmoe.runtime.worker:run_worker"
+    """The training process; tests put a fake here."""
+    warm_parent: str | None = None
+    """Name of one that is already warming up for this agent; none: start one."""
+    devices: tuple[str, ...] = ()
+    """Accelerators granted on this node, one per worker; none on CPU."""
+    memory_bytes: int = 0
+    """Memory that the job may use here."""
+    patience_s: float = 30.0
+    """Without a word from a controller for this long, the agent ends itself."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """A forked worker, from the request to its end."""
+
+    number: int
+    log: str
+    device: str | None
+    writer: asyncio.StreamWriter
+    reading: asyncio.Task[None]
+    pidfd: int = -1
+    pid: int = 0
+    ready: bool = False
+    generation: int = 0
+    """Newest generation that it was told to form."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Agent:
+    """Runs the workers of one job on one node."""
+
+    def __init__(self, config: AgentConfig, deliver: Callable[[list[bytes]], Awaitable[bool]]):
+        """Start the warm parent at once: it needs more than a second, and everybody waits for it.
+
+        Args:
+            config: this node's part of the job.
+            deliver: hands lines to the controller and returns whether this node still belongs
+                to the job; raises `ConnectionError` where no controller answers.
+        """
+        os.makedirs(config.log_dir, exist_ok=True)
+        self.config = config
+        self.over = asyncio.Event()
+        """Set when the agent has ended itself; its process should end too."""
+        self._outbox = Outbox(deliver, config.patience_s)
+        self._workers: dict[int, Worker] = {}
+        self._broken = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._link: WarmParentLink | None = None
+        self._warm_name = config.warm_parent or self._spawn()
+        self._was_warm = False
+        self._stores = StoreKeeper(config.host, self._fork)
+
+    async def start(self) -> None:
+        """Connect to the warm parent and begin to deliver reports."""
+        self._connect()
+        self._spawn_task(self._run_outbox())
+
+    def facts(self) -> list[bytes]:
+        """What a controller that has just taken over must know, as lines of events."""
+        self._outbox.heard()
+        config = self.config
+        up = NodeUp(
+            0.0, config.node, config.domain, config.host, config.capacity, config.memory_bytes
+        )
+        ready = [WorkerReady(w.number, w.pid) for w in self._workers.values() if w.ready]
+        return [to_line(message) for message in (up, *ready)]
+
+    async def start_workers(self, workers: tuple[int, ...]) -> None:
+        """Fork workers; each reports `WorkerReady`, or `WorkerDied`. Known numbers are left alone.
+
+        Raises:
+            ClusterError: no room is left on this node.
+        """
+        self._outbox.heard()
+        for number in workers:
+            if number not in self._workers:
+                if len(self._workers) >= self.config.capacity:
+                    raise ClusterError(
+                        f"node {self.config.node} runs {len(self._workers)} workers already, "
+                        f"worker {number} is one more than it was granted"
+                    )
+                await self._start_worker(number)
+
+    def kill_workers(self, workers: tuple[int, ...]) -> None:
+        """End workers at once, whatever they do."""
+        self._outbox.heard()
+        for number in workers:
+            if number in self._workers:
+                _kill(self._workers[number])
+
+    def tell(self, lines: Mapping[int, bytes], generation: int) -> None:
+        """Pass a command of a generation on to workers; those that are gone are skipped."""
+        self._outbox.heard()
+        for number, line in lines.items():
+            worker = self._workers.get(number)
+            if worker is not None:
+                worker.generation = max(worker.generation, generation)
+                worker.writer.write(line)
+
+    async def open_store(self, generation: int) -> tuple[str, int]:
+        """Open the rendezvous store of a generation and return its host and port.
+
+        Raises:
+            ClusterError: the store's process could not be started.
+        """
+        self._outbox.heard()
+        return self.config.host, await self._stores.open(generation)
+
+    def break_generation(self, generation: int) -> None:
+        """Tell every local member that the generation is over, and free who waits for its store."""
+        self._outbox.heard()
+        self._break_locally(generation, but=None)
+        self._stores.close_up_to(generation)
+
+    async def end(self, reason: str) -> None:
+        """Kill all workers, wait until they are reaped, and leave."""
+        log.info("agent ends: %s", reason)
+        running = list(self._workers.values())
+        for worker in running:
+            _kill(worker)
+        waits = [worker.ended.wait() for worker in running]
+        try:
+            await asyncio.wait_for(asyncio.gather(*waits), timeout=5.0)
+        except TimeoutError:
+            log.warning("some workers were not reaped within 5 s; the kernel will end them")
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the warm parent at once: the kernel kills what it forked."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        for task in self._tasks:
+            task.cancel()
+        self.over.set()
+
+    def notice(self, text: str) -> None:
+        """Tell people something that changes no decision."""
+        log.warning("%s", text)
+        plain = {"kind": "Notice", "node": self.config.node, "text": text}
+        self._outbox.put(json.dumps(plain).encode() + b"\n")
+
+    # -- the warm parent
+
+    def _spawn(self) -> str:
+        preload = (self.config.entry.partition(":")[0],)
+        log_file = os.path.join(self.config.log_dir, f"agent-{self.config.node}.log")
+        name, self._warm_process = spawn_warm_parent(preload, log_file)
+        return name
+
+    def _connect(self) -> WarmParentLink:
+        if self._link is None:
+            listener = WarmParentListener(
+                self._on_warm, self._on_forked, self._on_exited, self._on_gone
+            )
+            try:
+                self._link = WarmParentLink(self._warm_name, listener)
+            except ConnectionRefusedError:  # it ended since, or never got as far
+                self._warm_name = self._spawn()
+                self._link = WarmParentLink(self._warm_name, listener)
+            self._stores.prepare_spare()
+        return self._link
+
+    def _fork(self, request: ForkRequest, end: socket.socket) -> None:
+        try:
+            self._connect().fork(request, end)
+        except OSError as error:
+            raise ClusterError(f"{request.child} was not forked: {error}") from error
+
+    def _on_warm(self, seconds: float, threads: int) -> None:
+        self._was_warm = True
+        log.info("warm parent ready after %.2f s", seconds)
+        if threads > 1:
+            self.notice(f"warm parent runs {threads} threads; forked workers may hang")
+
+    def _on_forked(self, child: str, pid: int) -> None:
+        worker = self._worker_named(child)
+        if worker is not None:
+            worker.pid, worker.pidfd = pid, os.pidfd_open(pid)
+
+    def _on_exited(self, child: str, evidence: str) -> None:
+        worker = self._worker_named(child)
+        if worker is not None:
+            self._spawn_task(self._bury(worker, evidence))
+        else:
+            self._stores.on_exited(child, evidence)
+
+    def _on_gone(self, reason: str) -> None:
+        self._link = None
+        self._stores.forget_all()
+        for worker in list(self._workers.values()):
+            self._spawn_task(self._bury(worker, f"the warm parent ended: {reason}"))
+        if not self.over.is_set() and self._was_warm:  # not if it cannot even import
+            self._was_warm = False
+            self._warm_name = self._spawn()
+            self._connect()
+
+    # -- workers
+
+    async def _start_worker(self, number: int) -> None:
+        name = f"worker-{number}"
+        log_file = os.path.join(self.config.log_dir, f"{name}.log")
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        device = self._free_device()
+        reading = self._spawn_task(self._listen(number, reader))
+        self._workers[number] = Worker(number, log_file, device, writer, reading)
+        arguments = {
+            "entry": self.config.entry,
+            "job": self.config.job,
+            "worker": number,
+            "log_dir": self.config.log_dir,
+        }
+        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        try:
+            self._fork(ForkRequest(name, "worker", arguments, log_file, environment), theirs)
+        except ClusterError as error:
+            await self._bury(self._workers[number], str(error))
+
+    def _free_device(self) -> str | None:
+        taken = {worker.device for worker in self._workers.values()}
+        return next((device for device in self.config.devices if device not in taken), None)
+
+    async def _listen(self, number: int, reader: asyncio.StreamReader) -> None:
+        """Pass a worker's reports on, in order, until its socket closes."""
+        try:
+            while line := await reader.readline():
+                report = json.loads(line)
+                worker = self._workers[number]
+                if report["kind"] == "WorkerReady":
+                    worker.ready = True
+                elif report["kind"] in ("WorkerParked", "WorkerFailed"):
+                    self._break_locally(report["generation"], but=number)
+                await self._outbox.put_when_free(line)
+        except ConnectionResetError:
+            return  # it died with a command unread; its end is reported by the warm parent
+
+    async def _bury(self, worker: Worker, evidence: str) -> None:
+        """Report a death: the others are told first, its last words come before it."""
+        self._break_locally(worker.generation, but=worker.number)
+        if worker.pidfd >= 0:
+            await _ended(worker.pidfd)
+        await asyncio.wait({worker.reading}, timeout=DRAIN_TIMEOUT_S)
+        worker.reading.cancel()
+        worker.writer.close()
+        if self._workers.pop(worker.number, None) is None:
+            return
+        if worker.pidfd >= 0:
+            os.close(worker.pidfd)
+        worker.ended.set()
+        died = WorkerDied(0.0, self.config.node, worker.number, evidence, worker.log)
+        await self._outbox.put_when_free(to_line(died))
+
+    def _break_locally(self, generation: int, but: int | None) -> None:
+        if generation <= self._broken:
+            return
+        self._broken = generation
+        line = to_line(BreakGang(generation))
+        for worker in self._workers.values():
+            if worker.generation == generation and worker.number != but:
+                worker.writer.write(line)
+
+    def _worker_named(self, child: str) -> Worker | None:
+        kind, _, number = child.partition("-")
+        return self._workers.get(int(number)) if kind == "worker" else None
+
+    # -- the agent's own life
+
+    async def _run_outbox(self) -> None:
+        reason = await self._outbox.run()
+        await self.end(reason)
+
+    def _spawn_task(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _kill(worker: Worker) -> None:
+    if worker.pidfd >= 0:
+        try:
+            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # already reaped; its end is being reported
+    else:
+        worker.writer.close()  # not forked yet: it will find its agent gone
+
+
+async def _ended(pidfd: int) -> None:
+    """Wait until a process has ended (its parent may not have reaped it yet)."""
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(time.monotonic()))
+    try:
+        await ended
+    finally:
+        loop.remove_reader(pidfd)

@@ -1,0 +1,67 @@
+"""Reports on their way to the controller: in order, none lost while it restarts."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+log = logging.getLogger("elasticmoe.agent")
+
+HEARTBEAT_S: Final = 0.25
+"""An idle agent shows this often that it is there."""
+RETRY_S: Final = 0.1
+BATCH_LINES: Final = 1000
+MAX_LINES: Final = 10_000
+"""A worker that reports faster than the controller listens waits."""
+
+
+class Outbox:
+    """Delivers lines one batch at a time; a batch is repeated until it was accepted.
+
+    A batch may arrive twice when the controller restarts in between; events of a step or a
+    generation that has passed are ignored by its state machine.
+    """
+
+    def __init__(self, deliver: Callable[[list[bytes]], Awaitable[bool]], patience_s: float):
+        self._deliver, self._patience_s = deliver, patience_s
+        self._lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_LINES)
+        self._heard_s = time.monotonic()
+
+    def heard(self) -> None:
+        """Note that a controller has spoken to this agent."""
+        self._heard_s = time.monotonic()
+
+    def put(self, line: bytes) -> None:
+        """Queue a line that nobody must wait for; raises `asyncio.QueueFull`."""
+        self._lines.put_nowait(line)
+
+    async def put_when_free(self, line: bytes) -> None:
+        """Queue a line as soon as there is room."""
+        await self._lines.put(line)
+
+    async def run(self) -> str:
+        """Deliver until this node no longer belongs to the job; return the reason."""
+        while True:
+            batch = await self._next_batch()
+            while True:
+                try:
+                    belongs = await asyncio.wait_for(self._deliver(batch), self._patience_s)
+                except (ConnectionError, TimeoutError) as error:
+                    if time.monotonic() - self._heard_s > self._patience_s:
+                        return f"no controller has spoken for {self._patience_s:g} s: {error}"
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                self.heard()
+                if not belongs:
+                    return "the controller has given this node up"
+                break
+
+    async def _next_batch(self) -> list[bytes]:
+        try:
+            batch = [await asyncio.wait_for(self._lines.get(), HEARTBEAT_S)]
+        except TimeoutError:
+            return []
+        while not self._lines.empty() and len(batch) < BATCH_LINES:
+            batch.append(self._lines.get_nowait())
+        return batch

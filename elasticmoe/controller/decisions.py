@@ -1,0 +1,205 @@
+"""What the brain decides, as frozen data with its reason.
+
+A decision is written to the journal before it takes effect and replayed from there, never
+recomputed: a newer version of the code cannot rewrite history. `Decision` lists them all.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Casualty:
+    """One sign that a generation is over, or one worker that was lost."""
+
+    kind: Literal["died", "failed", "node_lost", "parked", "stuck", "command"]
+    worker: int
+    """-1 where no worker is concerned."""
+    node: str
+    text: str
+    """What was seen: `killed by signal 9`, an error's message."""
+    log: str = ""
+    """Where the worker's output is."""
+    code: str = ""
+    """Of the error, for `failed`."""
+    step: int = 0
+    """At which it failed, for `failed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Have this many workers ready; start those that are missing."""
+
+    at_s: float
+    workers: int
+    hires: tuple[tuple[int, str], ...]
+    """Numbers of the workers to start, and their nodes."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Open a generation."""
+
+    at_s: float
+    generation: int
+    timeline: int
+    plan: dict[str, Any]
+    """`Plan.to_json()` as it comes back from JSON text."""
+    workers: tuple[int, ...]
+    """The plan's members, by their positions."""
+    store_node: str
+    step: int
+    """Committed steps that the generation starts from."""
+    checkpoint: str | None
+    """Where they are; none: from the seed."""
+    first_command: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """All members have joined: the generation trains."""
+
+    at_s: float
+    generation: int
+    reason: str
+    """After an outage: what happened, what it cost and what was done, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCheckpoint:
+    """Tell the gang to write a checkpoint out of turn."""
+
+    at_s: float
+    generation: int
+    number: int
+    """Of the instruction."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Let the gang come to its end: write a last checkpoint and leave the step loop."""
+
+    at_s: float
+    generation: int
+    number: int
+    """Of the instruction; -1: none is needed, all steps are done."""
+    purpose: Literal["finish", "stop", "grow"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Regroup:
+    """The gang has ended and its checkpoint is sealed: form another one from there."""
+
+    at_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """The generation is over: everyone who is left parks."""
+
+    at_s: float
+    generation: int
+    evidence: tuple[Casualty, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Kill workers that do not do what they were told."""
+
+    at_s: float
+    workers: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recover:
+    """Go on after a fault, by the first rung of the ladder that applies."""
+
+    at_s: float
+    rung: Literal["checkpoint"]
+    step: int
+    """Committed steps that are kept."""
+    redo_steps: int
+    """Committed steps that must be redone."""
+    refused: tuple[str, ...]
+    """Checkpoints that turned out not to verify; they are not used again."""
+    attempt: int
+    """Recoveries since the last new committed step, this one included."""
+    retry_at_s: float
+    """Back-off: nothing is started before."""
+    evidence: tuple[Casualty, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Too few workers: wait for nodes. The last rung."""
+
+    at_s: float
+    step: int
+    redo_steps: int
+    refused: tuple[str, ...]
+    evidence: tuple[Casualty, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """All steps are done and saved."""
+
+    at_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Somebody asked the job to end early, and it has."""
+
+    at_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job cannot be helped."""
+
+    at_s: float
+    code: str
+    """Stable name of the cause: `crash_loop`, `same_failure_twice`, or an error's `code`."""
+    log: str
+    """Where the output of the worker that failed first is."""
+    reason: str
+
+
+Decision = (
+    Gather
+    | Form
+    | Train
+    | TakeCheckpoint
+    | Drain
+    | Regroup
+    | Break
+    | Fence
+    | Recover
+    | Wait
+    | Finish
+    | Stop
+    | GiveUp
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Nothing to decide yet; time alone will change that."""
+
+    at_s: float
+
+
+NO_NUMBER: Final = -1
+"""`Drain.number` where no instruction is sent."""

@@ -1,0 +1,156 @@
+"""Whether a journal tells of a sound history: every step and every sample once.
+
+Reads the records alone, never the state machine's state, so that it can contradict it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from elasticmoe.controller.decisions import Decision, Finish, Form
+from elasticmoe.controller.record import Progress, Record, turns
+from elasticmoe.messages.events import CheckpointSealed, JobSubmitted, TermBegan
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive steps of the committed history."""
+
+    first_step: int
+    last_step: int
+    first_sample: int
+    end_sample: int
+
+
+class History:
+    """The committed history as the sample record tells it; rollbacks cut it."""
+
+    def __init__(self, start_step: int, num_steps: int, step_samples: int) -> None:
+        self._start_step, self._num_steps = start_step, num_steps
+        self._step_samples = step_samples
+        self._generation = 0
+        self._may_skip = False
+        self._saved = {0, start_step}
+        self.stretches: list[Stretch] = []
+        self.problems: list[str] = []
+
+    @property
+    def last_step(self) -> int:
+        """The last committed step."""
+        return self.stretches[-1].last_step if self.stretches else self._start_step
+
+    def take_over(self) -> None:
+        """A new controller: what the last one had not written down yet may be missing."""
+        self._may_skip = True
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step exists."""
+        self._saved.add(step)
+
+    def form(self, decision: Form) -> None:
+        """A generation starts from a step: what lies behind it is given up."""
+        self._generation = decision.generation
+        if decision.step not in self._saved:
+            self._complain(f"starts from step {decision.step}, of which there is no checkpoint")
+        if decision.step > self.last_step:
+            self._skip_to(decision.step + 1)
+        kept = [part for part in self.stretches if part.first_step <= decision.step]
+        if kept and kept[-1].last_step > decision.step:
+            over = kept[-1].last_step - decision.step
+            end_sample = kept[-1].end_sample - over * self._step_samples
+            kept[-1] = replace(kept[-1], last_step=decision.step, end_sample=end_sample)
+        self.stretches = kept
+
+    def commit(self, progress: Progress) -> None:
+        """Steps were committed. Those of an older generation came too late to count."""
+        count = progress.last_step - progress.first_step + 1
+        if progress.end_sample - progress.first_sample != count * self._step_samples:
+            self._complain(
+                f"steps {progress.first_step} to {progress.last_step} used samples "
+                f"{progress.first_sample} to {progress.end_sample - 1}, not {self._step_samples} each"
+            )
+        if progress.generation != self._generation or progress.last_step <= self.last_step:
+            return
+        if progress.first_step > self.last_step + 1:
+            self._skip_to(progress.first_step)
+        known = max(self.last_step + 1 - progress.first_step, 0)  # reported twice
+        self._append(
+            Stretch(
+                progress.first_step + known,
+                progress.last_step,
+                progress.first_sample + known * self._step_samples,
+                progress.end_sample,
+            )
+        )
+        self._may_skip = False
+
+    def finish(self) -> None:
+        """The job says that all steps are done."""
+        if self.last_step != self._num_steps:
+            self._complain(f"ends at step {self.last_step} of {self._num_steps}")
+
+    def _append(self, stretch: Stretch) -> None:
+        if self.stretches and stretch.first_sample != self.stretches[-1].end_sample:
+            self._complain(
+                f"step {stretch.first_step} begins with sample {stretch.first_sample}; the step "
+                f"before ended with sample {self.stretches[-1].end_sample - 1}"
+            )
+        self.stretches.append(stretch)
+
+    def _skip_to(self, step: int) -> None:
+        """Bridge steps that no record tells of: only the end of a controller excuses that."""
+        first = self.last_step + 1
+        if not self._may_skip:
+            self._complain(f"no record tells of steps {first} to {step - 1}")
+        if self.stretches:
+            first_sample = self.stretches[-1].end_sample
+            end_sample = first_sample + (step - first) * self._step_samples
+            self.stretches.append(Stretch(first, step - 1, first_sample, end_sample))
+
+    def _complain(self, problem: str) -> None:
+        self.problems.append(f"generation {self._generation}: {problem}")
+
+
+def check_history(records: Iterable[Record]) -> list[str]:
+    """Find what is wrong with a job's committed history.
+
+    Checked: steps follow each other without a gap, up to the last one if the job says it is done;
+    every step used `batch.global_samples` samples and began where the one before had ended, also
+    behind a rollback, so that no sample is used twice or left out; every generation started from
+    a step of which there was a checkpoint.
+
+    Returns:
+        One sentence per problem; empty for a sound history.
+    """
+    history: History | None = None
+    for turn in turns(records):
+        match turn.entry:
+            case JobSubmitted() as submitted:
+                found = submitted.checkpoints
+                history = History(
+                    start_step=found[-1]["step"] if found else 0,
+                    num_steps=submitted.spec["schedule"]["steps"],
+                    step_samples=submitted.spec["batch"]["global_samples"],
+                )
+                for checkpoint in found:
+                    history.saved(checkpoint["step"])
+                continue
+        if history is None:
+            return ["the journal does not begin with JobSubmitted"]
+        match turn.entry:
+            case TermBegan() as begun if begun.term > 1:
+                history.take_over()
+            case CheckpointSealed() as sealed:
+                history.saved(sealed.step)
+            case Progress() as progress:
+                history.commit(progress)
+        for decision in turn.decisions:
+            _decided(history, decision)
+    return history.problems if history else ["the journal is empty"]
+
+
+def _decided(history: History, decision: Decision) -> None:
+    match decision:
+        case Form():
+            history.form(decision)
+        case Finish():
+            history.finish()

@@ -1,0 +1,92 @@
+"""The control loop, one screen: events in, commands out, a journal in between."""
+
+import asyncio
+from typing import Final
+
+from elasticmoe.controller.machine import advance, outstanding, replay
+from elasticmoe.controller.protocols import Effects, Journal
+from elasticmoe.controller.record import Decided, Entry, Progress, Record, as_progress, fold
+from elasticmoe.controller.state import JobState
+from elasticmoe.messages.events import Event
+
+PROGRESS_INTERVAL_S: Final = 2.0
+"""Committed steps are folded into one record for this long: a crash of the controller loses count
+of a few seconds of steps, which the next report of a step brings back."""
+INBOX_SIZE: Final = 10_000
+
+
+class Controller:
+    """Feeds events to the job's state machine and carries out what it asks. Decides nothing."""
+
+    def __init__(self, journal: Journal, effects: Effects) -> None:
+        """Rebuild the state from the journal. The next event posted must be `TermBegan`, or
+        `JobSubmitted` and then `TermBegan` if the journal is empty."""
+        records = journal.read()
+        self._journal, self._effects = journal, effects
+        self._posting = asyncio.Lock()
+        self._state = replay(records)
+        self._next_number = len(records)
+        self._unwritten: Progress | None = None
+        self._written_s = 0.0
+        self._inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue(maxsize=INBOX_SIZE)
+
+    @property
+    def state(self) -> JobState:
+        """What is known now."""
+        return self._state
+
+    async def post(self, event: Event) -> None:
+        """Accept an event. Once this returns it is durable, though not yet acted on.
+
+        Progress is the exception: it is durable within `PROGRESS_INTERVAL_S`, or with the next
+        event of another kind, before that one.
+        """
+        async with self._posting:  # one lock for both, so that replay sees the order we acted in
+            progress = as_progress(event)
+            number = self._fold(progress) if progress else self._write(event)
+            await self._inbox.put((number, event))
+
+    async def run(self) -> None:
+        """Run until the job ends. Safe to start again after a crash at any line.
+
+        Raises:
+            StorageError: the journal cannot be written; nothing is done that is not on record.
+        """
+        commands = outstanding(self._state)  # after a restart: finish what was begun
+        while True:
+            for command in commands:
+                await self._effects.carry_out(command)  # starts work; the outcome is an event
+            if self._state.is_final:
+                self._flush()
+                return
+            number, event = await self._inbox.get()
+            self._state, commands = advance(self._state, event)
+            for decision in self._state.decided:
+                self._append(Decided(number, decision))
+
+    def _write(self, event: Event) -> int:
+        self._flush()
+        return self._append(event)
+
+    def _fold(self, progress: Progress) -> int:
+        """Keep progress back for a while; nothing is decided upon it, so its number is unused."""
+        folded = fold(self._unwritten, progress) if self._unwritten else progress
+        if folded is None:
+            self._flush()
+            folded = progress
+        self._unwritten = folded
+        if progress.at_s >= self._written_s + PROGRESS_INTERVAL_S:
+            self._flush()
+            self._written_s = progress.at_s
+        return self._next_number
+
+    def _flush(self) -> None:
+        if self._unwritten is not None:
+            self._append(self._unwritten)
+            self._unwritten = None
+
+    def _append(self, body: Entry | Decided) -> int:
+        number = self._next_number
+        self._journal.append(Record(number, body))
+        self._next_number = number + 1
+        return number

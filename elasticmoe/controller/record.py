@@ -1,0 +1,113 @@
+"""What the journal holds: numbered records of events, progress and decisions.
+
+Events stand in the order in which they were accepted. A decision stands where it was written,
+which may be behind later events, and says which event it followed; `turns` puts them together.
+Steps are not recorded one by one but as `Progress`, folded over a few seconds.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from elasticmoe.controller.decisions import Decision
+from elasticmoe.messages.events import Event, Reported
+from elasticmoe.messages.worker import StepDone
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Consecutive committed steps of one generation: the sample record."""
+
+    at_s: float
+    """When the last of them was reported."""
+    generation: int
+    first_step: int
+    last_step: int
+    first_sample: int
+    end_sample: int
+    """One behind the last sample."""
+    seconds: float
+    """Sum over the steps."""
+    loss: float
+    """Of the last step."""
+    instructed: int
+    """Newest command that took effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision, and the record of the event that it followed."""
+
+    after: int
+    decision: Decision
+
+
+Entry = Event | Progress
+"""What happens to a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the journal."""
+
+    number: int
+    """Counted from 0 without gaps."""
+    body: Entry | Decided
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something that happened, and what was decided upon it."""
+
+    number: int
+    """Of the entry's record."""
+    entry: Entry
+    decisions: tuple[Decision, ...]
+
+
+def as_progress(event: Event) -> Progress | None:
+    """A committed step as progress; none for every other event."""
+    if not (isinstance(event, Reported) and isinstance(event.report, StepDone)):
+        return None
+    done = event.report
+    return Progress(
+        at_s=event.at_s,
+        generation=done.generation,
+        first_step=done.step,
+        last_step=done.step,
+        first_sample=done.samples[0],
+        end_sample=done.samples[1],
+        seconds=done.seconds,
+        loss=done.loss,
+        instructed=done.instructed,
+    )
+
+
+def fold(earlier: Progress, later: Progress) -> Progress | None:
+    """Two pieces of progress as one; none where they do not follow each other."""
+    follows = (
+        earlier.generation == later.generation
+        and earlier.last_step + 1 == later.first_step
+        and earlier.end_sample == later.first_sample
+    )
+    if not follows:
+        return None
+    return replace(
+        later,
+        first_step=earlier.first_step,
+        first_sample=earlier.first_sample,
+        seconds=earlier.seconds + later.seconds,
+        instructed=max(earlier.instructed, later.instructed),
+    )
+
+
+def turns(records: Iterable[Record]) -> Iterator[Turn]:
+    """The records in the order in which they took effect."""
+    entries: dict[int, Entry] = {}
+    decisions: dict[int, list[Decision]] = {}
+    for record in records:
+        if isinstance(record.body, Decided):
+            decisions.setdefault(record.body.after, []).append(record.body.decision)
+        else:
+            entries[record.number] = record.body
+    for number, entry in entries.items():
+        yield Turn(number, entry, tuple(decisions.get(number, ())))

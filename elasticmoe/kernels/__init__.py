@@ -1,0 +1,1 @@
+"""The hot loops beside their plain references; one dispatch point per operation."""

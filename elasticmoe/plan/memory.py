@@ -1,0 +1,130 @@
+"""What a plan puts into each worker's memory.
+
+Shapes: M = members.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elasticmoe.plan.experts import compute_bytes, master_bytes
+from elasticmoe.plan.holders import IntArray, holder_matrix, home_matrix, unit_sizes
+from elasticmoe.plan.schedule import waves_in_flight
+from elasticmoe.plan.types import Inventory, Plan, Stage
+from elasticmoe.spec.job import JobSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryUse:
+    """Bytes per member, int64 [M] each."""
+
+    weights_M: IntArray
+    """Compute weights."""
+    gradients_M: IntArray
+    """Accumulated gradients of the weights held."""
+    homes_M: IntArray
+    """Master weights and two moments of the units homed."""
+    prepared_M: IntArray
+    """Reduced gradients of the units homed, kept until the step is applied."""
+    buffers_M: IntArray
+    """Send and receive buffers of the three exchanges."""
+    activations_M: IntArray
+    """Kept for the backward pass, under even expert load."""
+
+    @property
+    def total_M(self) -> IntArray:
+        """Everything, int64 [M]."""
+        return self.shared_M + self.compute_M
+
+    @property
+    def shared_M(self) -> IntArray:
+        """What outlives the process in its node's shared memory where homes live on the host."""
+        return self.homes_M + self.prepared_M
+
+    @property
+    def compute_M(self) -> IntArray:
+        """What lives and dies with the process, on its device."""
+        return self.weights_M + self.gradients_M + self.buffers_M + self.activations_M
+
+
+def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
+    """Add up what every member keeps."""
+    holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
+    homes_UM = home_matrix(plan.homes, len(plan.members))
+    numel_U = unit_sizes(inventory)
+    primary_UM = np.zeros_like(homes_UM)
+    primary_UM[np.arange(len(numel_U)), [homes[0] for homes in plan.homes]] = True
+    master, compute = master_bytes(job), compute_bytes(job)
+    held_M, homed_M = numel_U @ holders_UM, numel_U @ homes_UM
+    away_M = numel_U @ (holders_UM & ~primary_UM)
+    gathered_M = (numel_U * (holders_UM.sum(axis=1) - 1)) @ primary_UM
+    mirrored_M = numel_U @ (homes_UM & ~primary_UM)
+    forwarded_M = (numel_U * (homes_UM.sum(axis=1) - 1)) @ primary_UM
+    exchanged_M = away_M + gathered_M
+    return MemoryUse(
+        weights_M=compute * held_M,
+        gradients_M=master * held_M,
+        homes_M=3 * master * homed_M,
+        prepared_M=master * homed_M,
+        buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
+        activations_M=_activation_bytes(job, inventory, plan),
+    )
+
+
+def host_bytes(
+    plan: Plan, use: MemoryUse, *, homes_on_host: bool, device_is_host: bool
+) -> dict[str, int]:
+    """Host memory that each node must have free, by node.
+
+    Args:
+        homes_on_host: homes live in shared memory rather than on the device.
+        device_is_host: workers compute on the CPU.
+    """
+    needed: dict[str, int] = {}
+    for position, member in enumerate(plan.members):
+        shared = int(use.shared_M[position]) if homes_on_host or device_is_host else 0
+        compute = int(use.compute_M[position]) if device_is_host else 0
+        needed[member.node] = needed.get(member.node, 0) + shared + compute
+    return needed
+
+
+def _activation_bytes(job: JobSpec, inventory: Inventory, plan: Plan) -> IntArray:
+    """Activations of all waves in flight; recomputed layers keep their input, and one its rest."""
+    bytes_M = np.zeros(len(plan.members), dtype=np.int64)
+    for stage in plan.stages:
+        waves = waves_in_flight(stage.timetable)
+        for worker, member in enumerate(stage.members):
+            bytes_M[member] = _wave_bytes(job, inventory, plan, stage, worker, waves)
+    return bytes_M
+
+
+def _wave_bytes(
+    job: JobSpec, inventory: Inventory, plan: Plan, stage: Stage, worker: int, waves: int
+) -> int:
+    start, end = stage.samples[worker]
+    tokens = (end - start) * job.data.seq_len
+    input_bytes = tokens * job.model.hidden_size * compute_bytes(job)
+    first, behind = job.model.recompute_layers or (0, 0)
+    kept, again = 0.0, dict[int, float]()
+    for index in stage.blocks:
+        block = inventory.blocks[index]
+        rows: float = tokens
+        if block.is_experts:
+            rows = _routed_rows(job, plan, stage, worker, index)
+        needed = block.activation_bytes_per_token * rows
+        if first <= block.layer < behind:
+            again[block.layer] = again.get(block.layer, 0.0) + needed
+        else:
+            kept += needed
+    return int(waves * (kept + len(again) * input_bytes) + max(again.values(), default=0.0))
+
+
+def _routed_rows(job: JobSpec, plan: Plan, stage: Stage, worker: int, block: int) -> float:
+    """Rows per wave that a worker's slots of one layer compute under even load."""
+    per_token = job.data.seq_len * job.model.moe.top_k
+    slots = plan.slots[block]
+    holders = sum(len(experts) for experts in slots)
+    if holders == len(slots) * len(slots[worker]):  # all hold all: tokens stay
+        start, end = stage.samples[worker]
+        return (end - start) * per_token
+    return plan.wave_samples * per_token * len(slots[worker]) / holders

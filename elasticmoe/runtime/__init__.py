@@ -1,0 +1,1 @@
+"""The muscle: groups, dispatch, pipeline, exchange, step. Knows torch; decides nothing."""

@@ -1,0 +1,161 @@
+"""The small fixed record that every member adds to a step, and what the sum of them says.
+
+Shapes: L = MoE layers, E = routed experts per layer, W = members.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite, sqrt
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elasticmoe.model.wave import LayerLoad, StageOutput, Wave
+from elasticmoe.plan.types import Inventory
+from elasticmoe.spec.job import JobSpec
+
+_HEAD: Final = 5  # squared norm, next-token loss, auxiliary loss, newest command, plan digest
+_LAYER: Final = 3  # dropped assignments, entropy, confidence
+_EXACT: Final = 2**53
+"""Integers below this survive in a float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMetrics:
+    """One MoE layer in one committed step, over the global batch."""
+
+    layer: str
+    max_violation: float
+    """(largest load - mean) / mean of this step. Source: arXiv:2408.15664, section 4.1."""
+    running_violation: float
+    """The same over the running load."""
+    entropy: float
+    """Mean entropy of a token's router scores, as share of the largest possible; 0 to 1."""
+    confidence: float
+    """Mean of a token's largest normalised router score."""
+    dead_experts: int
+    """Experts that got no token."""
+    drop_rate: float
+    """Share of assignments that the capacity limit dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What all members know of a step after its records were gathered."""
+
+    loss: float
+    """Next-token cross entropy per token, nats."""
+    mtp_losses: tuple[float, ...]
+    aux_loss: float
+    gradient_norm: float
+    clip: float
+    """Factor on all gradients."""
+    command: int
+    """Newest command that everybody holds."""
+    counts_LE: NDArray[np.int64]
+    """Tokens of the global batch that chose each expert."""
+    sums_LX: NDArray[np.float64]
+    """Per layer, summed over tokens: dropped assignments, entropy, confidence."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether loss and gradients are finite; if not, the step commits as a no-op."""
+        return isfinite(self.gradient_norm) and isfinite(self.loss)
+
+
+class StepRecord:
+    """Packs this member's part of a step and reads everybody's."""
+
+    def __init__(self, job: JobSpec, inventory: Inventory, digest: int, device: torch.device):
+        self._blocks = [block.index for block in inventory.moe_blocks]
+        self._num_experts = job.model.moe.num_experts
+        self._depth = job.model.mtp_depth
+        self._digest = digest % _EXACT
+        self._clip_norm = job.optimizer.clip_norm
+        self._tokens = job.batch.global_samples * job.data.seq_len
+        self._device = device
+
+    def pack(
+        self, squared_norm: float, outputs: Sequence[StageOutput], waves: Sequence[Wave], newest: int
+    ) -> Tensor:
+        """This member's record, float64."""
+        mtp = np.zeros(self._depth)
+        for output in outputs:
+            if output.mtp_loss_sums:
+                mtp += np.array(output.mtp_loss_sums)
+        head = [
+            squared_norm,
+            sum(output.lm_loss_sum for output in outputs),
+            sum(output.aux_loss for output in outputs),
+            newest,
+            self._digest,
+        ]
+        counts_LE = np.zeros((len(self._blocks), self._num_experts))
+        sums_LX = np.zeros((len(self._blocks), _LAYER))
+        for row, block in enumerate(self._blocks):
+            for wave in waves:
+                load = wave.loads.get(block)
+                if load is not None:
+                    _add(counts_LE[row], sums_LX[row], load)
+        parts = [np.array(head), mtp, sums_LX.reshape(-1), counts_LE.reshape(-1)]
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+    def read(self, gathered: Tensor) -> StepResult:
+        """Add up all records, [W, ...], the same way on every member."""
+        records = gathered.cpu().numpy()
+        assert (records[:, 4] == self._digest).all(), "members follow different plans"
+        total = records.sum(0)
+        norm = sqrt(total[0]) if total[0] >= 0 else float("nan")
+        mtp = total[_HEAD : _HEAD + self._depth] / self._tokens
+        rest = total[_HEAD + self._depth :]
+        num_layers = len(self._blocks)
+        clip = 1.0
+        if self._clip_norm is not None and norm > self._clip_norm:
+            clip = self._clip_norm / (norm + 1e-6)
+        return StepResult(
+            loss=float(total[1]) / self._tokens,
+            mtp_losses=tuple(float(value) for value in mtp),
+            aux_loss=float(total[2]),
+            gradient_norm=norm,
+            clip=clip,
+            command=int(records[:, 3].min()),
+            sums_LX=rest[: num_layers * _LAYER].reshape(num_layers, _LAYER),
+            counts_LE=rest[num_layers * _LAYER :].reshape(num_layers, -1).astype(np.int64),
+        )
+
+
+def layer_metrics(
+    inventory: Inventory, top_k: int, result: StepResult, running_LE: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Per MoE layer what people watch, as plain data of `LayerMetrics`."""
+    found = []
+    for row, block in enumerate(inventory.moe_blocks):
+        counts, (dropped, entropy, confidence) = result.counts_LE[row], result.sums_LX[row]
+        tokens = max(float(counts.sum()) / top_k, 1.0)
+        found.append(
+            asdict(
+                LayerMetrics(
+                    layer=block.name.removesuffix(".experts"),
+                    max_violation=_violation(counts),
+                    running_violation=_violation(running_LE[row]),
+                    entropy=float(entropy) / tokens / max(np.log(len(counts)), 1e-9),
+                    confidence=float(confidence) / tokens,
+                    dead_experts=int((counts == 0).sum()),
+                    drop_rate=float(dropped) / max(float(counts.sum()), 1.0),
+                )
+            )
+        )
+    return found
+
+
+def _violation(load_E: NDArray[Any]) -> float:
+    mean = float(load_E.mean())
+    return float(load_E.max()) / mean - 1.0 if mean > 0 else 0.0
+
+
+def _add(counts_E: NDArray[np.float64], sums_X: NDArray[np.float64], load: LayerLoad) -> None:
+    counts_E += load.counts_E.cpu().numpy()
+    sums_X += np.array([load.dropped, load.entropy, load.confidence])

@@ -1,0 +1,5 @@
+"""This version."""
+
+from typing import Final
+
+VERSION: Final = "0.1.0"

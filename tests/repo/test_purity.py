@@ -1,0 +1,50 @@
+"""The pure packages read no clock, random source, environment, file or socket."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "elasticmoe"
+PURE = ("spec", "plan", "messages", "controller", "simulator")
+ALLOWED = {
+    "abc", "bisect", "collections", "copy", "dataclasses", "enum", "fractions", "functools",
+    "hashlib", "heapq", "importlib", "itertools", "json", "logging", "math", "operator", "re",
+    "statistics", "string", "textwrap", "tomllib", "types", "typing",
+    "elasticmoe", "numpy", "pydantic", "scipy",
+}  # fmt: skip
+FORBIDDEN_CALLS = {"open", "input", "print", "exec", "eval", "__import__"}
+FILES = sorted(path for name in PURE for path in (PACKAGE / name).rglob("*.py"))
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+def _called(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def _unseeded_random(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        call = ast.unparse(node.func)
+        if ".random." in call and not (call.endswith(("default_rng", "Philox")) and node.args):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_pure_file_uses_only_what_is_pure(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+
+    assert set(_imported(tree)) <= ALLOWED
+    assert set(_called(tree)) & FORBIDDEN_CALLS == set()
+    assert list(_unseeded_random(tree)) == []
