@@ -170,7 +170,14 @@ def open_checkpoint_at(uri: str) -> Checkpoint:
 
 
 def newest_valid(store: Store) -> tuple[Checkpoint | None, tuple[Skipped, ...]]:
-    """The newest checkpoint that verifies, and the newer ones that do not, with the reason."""
+    """The newest checkpoint that verifies, and the newer ones that do not, with the reason.
+
+    A store that cannot be read at all is no reason to skip: going back further than needed, or
+    to the very beginning, would lose steps that are safe.
+
+    Raises:
+        StorageError: the store is out of reach.
+    """
     skipped: list[Skipped] = []
     for step in reversed(find_checkpoints(store)):
         try:

@@ -69,9 +69,9 @@ class Store:
         Raises:
             FileNotFoundError: it does not exist.
         """
-        with _explained(self.uri_of(name), may_be_absent=True):
-            with self.files.open_input_stream(self._path(name)) as file:
-                return bytes(file.read())
+        where, path = self.uri_of(name), self._path(name)
+        with _explained(where, may_be_absent=True), self.files.open_input_stream(path) as file:
+            return bytes(file.read())
 
     def write_small(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or nothing, and a crash keeps it."""

@@ -43,6 +43,7 @@ THREAD_LIMITS: Final = {
 CHILDREN: Final = {
     "worker": "elasticmoe.cluster.children:run_worker_child",
     "store": "elasticmoe.cluster.children:serve_store",
+    "clerk": "elasticmoe.cluster.clerk:serve_one_request",
 }
 """What may be forked: functions of (socket, arguments)."""
 
@@ -182,7 +183,7 @@ def main(arguments: list[str]) -> None:
 
 def _preload(modules: list[str]) -> str | None:
     try:
-        for module in (*modules, "elasticmoe.cluster.children"):
+        for module in (*modules, *(path.partition(":")[0] for path in CHILDREN.values())):
             importlib.import_module(module)
     except Exception as error:
         traceback.print_exc()

@@ -66,7 +66,8 @@ class History:
         if progress.end_sample - progress.first_sample != count * self._step_samples:
             self._complain(
                 f"steps {progress.first_step} to {progress.last_step} used samples "
-                f"{progress.first_sample} to {progress.end_sample - 1}, not {self._step_samples} each"
+                f"{progress.first_sample} to {progress.end_sample - 1}, "
+                f"not {self._step_samples} each"
             )
         if progress.generation != self._generation or progress.last_step <= self.last_step:
             return

@@ -1,11 +1,11 @@
 """The journal as lines of text: numbered JSON with a checksum in front.
 
-A line is eight hexadecimal digits (CRC-32 of the rest), a blank, and one JSON object. The pure half
+A line is sixteen hexadecimal digits (of the rest's SHA-256), a blank, and one JSON object. The pure half
 only: files are written by `cluster`.
 """
 
+import hashlib
 import json
-import zlib
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ def encode_record(record: Record) -> bytes:
         case _:
             body = {"event": encode(record.body)}
     text = json.dumps({"number": record.number, **body}, separators=(",", ":")).encode()
-    return b"%08x %s\n" % (zlib.crc32(text), text)
+    return b"%s %s\n" % (_checksum(text), text)
 
 
 def decode_record(line: bytes) -> Record:
@@ -53,7 +53,7 @@ def decode_record(line: bytes) -> Record:
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n"):
         raise TornLineError(f"{line[:16]!r}... has no end")
-    if checksum != b"%08x" % zlib.crc32(text):
+    if checksum != _checksum(text):
         raise TornLineError(f"checksum {checksum[:16]!r} does not match the text")
     plain = json.loads(text)
     if "decision" in plain:
@@ -94,3 +94,7 @@ def decode_records(lines: Iterable[bytes], *, first_number: int = 0) -> list[Rec
             )
         records.append(record)
     return records
+
+
+def _checksum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()

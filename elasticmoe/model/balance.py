@@ -53,7 +53,7 @@ def auxiliary_loss(
 
 
 def load_fractions(counts_E: Tensor) -> Tensor:
-    """Load relative to even load, [..., E]: f_i = E / (k T) * counts, since counts add up to k T."""
+    """Load relative to even load, [..., E]: E / (k T) * counts, since counts add up to k T."""
     counts = counts_E.double()
     return counts / counts.mean(dim=-1, keepdim=True).clamp(min=1e-9)
 

@@ -13,8 +13,8 @@ from elasticmoe.spec.job import BalanceSpec
 from elasticmoe.spec.model import ModelSpec
 
 UNIT_NUMEL: Final = 2**18
-"""Elements of a dense unit. Small enough to spread a small model over many homes, large enough that the
-largest models have some 10^5 units."""
+"""Elements of a dense unit. Small enough to spread a small model over many homes, large enough that
+the largest models have some 10^5 units."""
 
 _BYTES: Final = {"fp32": 4, "bf16": 2, "fp64": 8}
 

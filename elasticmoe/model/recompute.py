@@ -1,6 +1,6 @@
 """Trading compute for memory: a layer's activations are computed again in the backward pass.
 
-Not torch.utils.checkpoint: it imports torch._dynamo (over one second of a worker's start), and it may stop
+Not torch.utils.checkpoint: it imports torch._dynamo (a second of a worker's start), and it may stop
 a recomputation early, while every worker must enter every collective of the layer again.
 """
 

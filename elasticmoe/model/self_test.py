@@ -52,7 +52,7 @@ def check_gate_and_bias(moe: MoESpec, balance: BalanceSpec, device: torch.device
     _check_bias(counts.cpu().numpy()[None], balance)
 
 
-def _check_bias(counts_LE: np.ndarray, balance: BalanceSpec) -> None:  # type: ignore[type-arg]
+def _check_bias(counts_LE: np.ndarray, balance: BalanceSpec) -> None:
     before = np.zeros(counts_LE.shape, dtype=np.float32)
     move = update_bias(before, counts_LE, balance, step=0) - before
     if balance.bias == "none" or balance.mean_centered or balance.bias_freeze_step == 0:

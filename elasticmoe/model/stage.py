@@ -141,7 +141,7 @@ class StageModel(nn.Module):
         Returns:
             [S, T, V] in at least fp32.
         """
-        assert self._is_first and self._is_last, "needs all blocks on one worker"
+        assert (self._is_first, self._is_last) == (True, True), "needs all blocks on one worker"
         wave = self._serial_wave(ids_ST, bias_LE)
         hidden_STD, _ = self._layers(wave, ids_ST, None, inference=True)
         return self._project(self._head.norm(hidden_STD))
@@ -183,7 +183,7 @@ class StageModel(nn.Module):
         recomputed = self._job.model.recompute_layers
         layer = self._inventory.block_by_name[name].layer
         if not (recomputed and recomputed[0] <= layer < recomputed[1] and hidden_STD.requires_grad):
-            return module(hidden_STD, self._rotary, call)  # type: ignore[no-any-return]
+            return module(hidden_STD, self._rotary, call)
         return recompute(partial(_run_layer, module, self._rotary, call), hidden_STD)
 
     def _call(self, wave: Wave, name: str, *, inference: bool) -> LayerCall | None:

@@ -49,14 +49,17 @@ def update_bias(
         move_LE = bias_rate(balance, step) * np.sign(excess_LE)
     if balance.mean_centered:
         move_LE = move_LE - move_LE.mean(axis=1, keepdims=True)
-    moved_LE = np.clip(bias_LE + move_LE, -balance.bias_limit, balance.bias_limit)
-    return moved_LE.astype(bias_LE.dtype)
+    moved_LE: NDArray[np.floating] = np.clip(
+        bias_LE + move_LE, -balance.bias_limit, balance.bias_limit
+    )
+    return moved_LE.astype(bias_LE.dtype, copy=False)
 
 
 def bias_rate(balance: BalanceSpec, step: int) -> float:
     """Size of one sign move at a step, in score units.
 
-    >>> rule = BalanceSpec(bias="annealed", bias_rate_start=0.1, bias_rate=0.001, bias_anneal_steps=2)
+    >>> rates = {"bias_rate_start": 0.1, "bias_rate": 0.001, "bias_anneal_steps": 2}
+    >>> rule = BalanceSpec(bias="annealed", **rates)
     >>> [round(bias_rate(rule, step), 6) for step in range(4)]
     [0.1, 0.01, 0.001, 0.001]
     """

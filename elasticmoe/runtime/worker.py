@@ -34,7 +34,7 @@ from elasticmoe.messages.worker import (
     WorkerReport,
 )
 from elasticmoe.model.inventory import build_inventory
-from elasticmoe.model.self_test import run_self_test
+from elasticmoe.model.self_test import check_gate_and_bias
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
@@ -154,7 +154,7 @@ class Mailbox:
 
 def _serve(mailbox: Mailbox, job: JobSpec, worker: int) -> None:
     device = choose_device(job, worker)
-    run_self_test(job.model)
+    check_gate_and_bias(job.model.moe, job.balance, device)
     inventory = build_inventory(job.model, job.data.seq_len)
     reader = SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
     store = open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints")

@@ -17,12 +17,10 @@ from elasticmoe.checkpoint.read import (
     open_checkpoint_at,
     open_verified,
 )
-from elasticmoe.checkpoint.store import Store, open_store
+from elasticmoe.checkpoint.store import Store
 from elasticmoe.checkpoint.write import delete_checkpoint, seal, write_part
 from elasticmoe.errors import CheckpointError
-
 from tests.checkpoint.small import build_inventory, build_manifest, unit_values, write_checkpoint
-
 
 
 def through_streams(path: Path) -> Store:
@@ -119,10 +117,13 @@ def test_an_empty_place_has_no_checkpoints(store: Store) -> None:
 
 
 def test_a_failed_write_leaves_nothing_behind(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="snapshot lost"):
+    def fail_half_way() -> None:
         with store.writing("step-00000001/w.safetensors", 8192) as write:
             write(memoryview(bytearray(4096)))
             raise RuntimeError("snapshot lost")
+
+    with pytest.raises(RuntimeError, match="snapshot lost"):
+        fail_half_way()
 
     assert store.entries("step-00000001") == {}
 
@@ -199,3 +200,17 @@ def test_rows_survive_the_trip_as_plain_data(store: Store) -> None:
     assert file_row(plain).to_plain() == plain | {
         "tensors": [{**plain["tensors"][0], "shape": (2, 3)}]
     }
+
+
+def test_a_failed_write_leaves_no_object_behind_either(tmp_path: Path) -> None:
+    remote = through_streams(tmp_path / "bucket")
+
+    def fail_half_way() -> None:
+        with remote.writing("step-00000001/w.safetensors", 8192) as write:
+            write(memoryview(bytearray(4096)))
+            raise RuntimeError("snapshot lost")
+
+    with pytest.raises(RuntimeError, match="snapshot lost"):
+        fail_half_way()
+
+    assert remote.entries("step-00000001") == {}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from elasticmoe.checkpoint.read import newest_valid, open_checkpoint, open_verified
 from elasticmoe.checkpoint.store import Store, open_store
 from elasticmoe.errors import CheckpointError
-
 from tests.checkpoint.small import write_checkpoint
 
 FILES = ("g3-w0.safetensors", "g3-w1.safetensors", "manifest.json")

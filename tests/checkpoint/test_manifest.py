@@ -15,7 +15,6 @@ from elasticmoe.checkpoint.manifest import (
 from elasticmoe.errors import CheckpointError
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.spec.load import parse_data
-
 from tests.checkpoint.small import build_inventory, build_manifest
 
 FILE = {
@@ -112,16 +111,14 @@ def test_recomputing_other_layers_is_the_same_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "data", "message"),
+    "overrides, data, message",
     [
         ((), "other", "the training data changed"),
         (("data.seed=5",), "text", r"data\.seed 0, the job asks for 5"),
         (("batch.global_samples=16",), "text", r"global_samples 8, the job asks for 16"),
     ],
 )
-def test_changed_samples_are_refused(
-    overrides: tuple[str, ...], data: str, message: str
-) -> None:
+def test_changed_samples_are_refused(overrides: tuple[str, ...], data: str, message: str) -> None:
     saved = manifest_of(build_job())
 
     with pytest.raises(CheckpointError, match=message):

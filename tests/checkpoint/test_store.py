@@ -1,5 +1,6 @@
 """Directories that cannot be used, and blocks of odd sizes."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def test_a_file_too_large_for_the_disk_is_refused_before_it_is_written(tmp_path:
 
     with pytest.raises(StorageError, match="bytes free"), store.writing("large", 10**18):
         pass
+
+    assert store.entries() == {}
+
+
+def test_a_disk_that_fills_up_while_writing_is_one_sentence(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+
+    with pytest.raises(StorageError, match="the disk is full"), store.writing("file", 10):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     assert store.entries() == {}
 

@@ -8,7 +8,6 @@ from elasticmoe.checkpoint.store import Store
 from elasticmoe.checkpoint.unpack import read_parameter, units_from_parameters
 from elasticmoe.checkpoint.write import seal, write_part
 from elasticmoe.errors import CheckpointError
-
 from tests.checkpoint.small import build_inventory, build_manifest
 
 Named = list[tuple[str, str, int, torch.Tensor]]
@@ -67,7 +66,7 @@ def test_units_come_as_soon_as_they_are_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         (lambda p: p[:-1], r"layer\.0\.experts\.down of expert 1 was not given"),
         (lambda p: [*p[:1], *p], r"layer\.0\.a was given twice"),

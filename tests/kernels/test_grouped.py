@@ -62,7 +62,8 @@ def test_swiglu_and_its_gradients_equal_plain_autograd(
 
     computed = (out, rows.grad, *gradients)
     for ours, theirs in zip(computed, (expected, *(x.grad for x in expected_inputs)), strict=True):
-        assert ours is not None and theirs is not None
+        assert ours is not None
+        assert theirs is not None
         worst = (ours.double() - theirs).abs().max()
         assert worst <= tolerance * theirs.abs().max()
 

@@ -91,9 +91,7 @@ class Whole:
         waves = self.job.batch.num_waves
         self.counts = torch.zeros(waves, *self.bias_LE.shape, dtype=torch.int64)
 
-    def wave(
-        self, index: int, num_samples: int, exchange: TokenExchange | None = None
-    ) -> Wave:
+    def wave(self, index: int, num_samples: int, exchange: TokenExchange | None = None) -> Wave:
         batch = self.job.batch
         return Wave(
             index=index,

@@ -97,9 +97,7 @@ def test_sequence_loss_counts_the_unbiased_choice_of_each_sample() -> None:
 
     counts = _counts(logits.topk(TOP_K).indices)
     per_sample = logits.view(SAMPLES, POSITIONS, -1)
-    expected = sum(
-        _by_formula(per_sample[s], counts[s]) * POSITIONS for s in range(SAMPLES)
-    )
+    expected = sum(_by_formula(per_sample[s], counts[s]) * POSITIONS for s in range(SAMPLES))
     assert loss == pytest.approx(0.5 * expected / STEP_TOKENS, rel=1e-12)
 
 

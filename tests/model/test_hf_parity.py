@@ -182,7 +182,7 @@ def test_spec_that_no_family_computes_lists_every_reason() -> None:
 def test_directory_without_weights_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
-    with pytest.raises(CheckpointError, match="needs config.json and"):
+    with pytest.raises(CheckpointError, match=r"needs config\.json and"):
         HFCheckpoint(tmp_path)
 
 
@@ -230,25 +230,22 @@ def _their_mtp_layer(theirs: Any, directory: Path) -> Any:
         theirs.config, kinds.DeepseekV3DecoderLayer, kinds.DeepseekV3RMSNorm, 2
     )
     checkpoint = HFCheckpoint(directory)
-    prefix = "model.layers.3."
-    block = layer.mtp_block
-    experts = range(8)
 
     def read(name: str) -> Tensor:
-        return checkpoint.read(prefix + name)
+        return checkpoint.read(f"model.layers.3.{name}")
 
-    gate_up = [
-        torch.cat([read(f"mlp.experts.{e}.{n}_proj.weight") for n in ("gate", "up")])
-        for e in experts
-    ]
+    def experts(*projections: str) -> Tensor:
+        names = [[f"mlp.experts.{e}.{p}_proj.weight" for p in projections] for e in range(8)]
+        return torch.stack([torch.cat([read(name) for name in one]) for one in names])
+
     fused = {
-        "mlp.experts.gate_up_proj": torch.stack(gate_up),
-        "mlp.experts.down_proj": torch.stack(
-            [read(f"mlp.experts.{e}.down_proj.weight") for e in experts]
-        ),
+        "mlp.experts.gate_up_proj": lambda: experts("gate", "up"),
+        "mlp.experts.down_proj": lambda: experts("down"),
     }
-    block.load_state_dict({name: fused.get(name, None) if name in fused else read(name)
-                           for name in block.state_dict()})
+    block = layer.mtp_block
+    block.load_state_dict(
+        {name: fused[name]() if name in fused else read(name) for name in block.state_dict()}
+    )
     for name in ("enorm", "hnorm", "eh_proj"):
         getattr(layer, name).weight.data = read(f"{name}.weight")
     layer.post_norm.weight.data = read("shared_head.norm.weight")

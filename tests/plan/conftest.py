@@ -70,9 +70,7 @@ def build_inventory(job: JobSpec, piece: int = 4096) -> Inventory:
             )
         )
         if num_experts:
-            units += [
-                Unit(len(units) + e, index, e, 0, numel, numel) for e in range(num_experts)
-            ]
+            units += [Unit(len(units) + e, index, e, 0, numel, numel) for e in range(num_experts)]
         else:
             for offset in range(0, numel, piece):
                 size = min(piece, numel - offset)

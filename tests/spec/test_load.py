@@ -127,8 +127,14 @@ def test_an_override_sets_one_field(override: str, read: Any) -> None:
             "[batch] global_samples 32 is fewer than num_waves 64; every wave needs a sample",
         ),
         ("model.moe.top_k=99", "[model.moe] top_k 99 exceeds the 8 experts in top_groups 2 of 4"),
-        ("optimizer.learning_rate=inf", "optimizer.learning_rate = Infinity: must be finite"),
-        ("optimizer.betas=[0.1]", "optimizer.betas[1] is missing: optimizer.betas is a longer list"),
+        (
+            "optimizer.learning_rate=inf",
+            "optimizer.learning_rate = Infinity: must be a finite number",
+        ),
+        (
+            "optimizer.betas=[0.1]",
+            "optimizer.betas[1] is missing: optimizer.betas is a longer list",
+        ),
         ("optimizer.betas=[0.1,0.2,0.3]", "optimizer.betas = [0.1, 0.2, 0.3]: must have 2 entries"),
         ("optimizer.betas=[1,0.5]", "[optimizer] betas (1.0, 0.5) are not in [0, 1)"),
         (
@@ -143,7 +149,10 @@ def test_an_override_sets_one_field(override: str, read: Any) -> None:
         ),
         ("data.sources=[]", "data.sources = []: must not be empty"),
         ("data.sources.0.path=", 'data.sources[0].path = "": must not be empty'),
-        ("data.sources.0.weigt=2", "data.sources[0].weigt = 2: no such field; did you mean weight?"),
+        (
+            "data.sources.0.weigt=2",
+            "data.sources[0].weigt = 2: no such field; did you mean weight?",
+        ),
         ("data.sources.0.weight=0", "data.sources[0].weight = 0: must be greater than 0.0"),
         ("protection.pinned=1", "protection.pinned = 1: must be true or false"),
         ("protection.redundancy=9", "protection.redundancy = 9: must be at most 3"),

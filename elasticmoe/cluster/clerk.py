@@ -1,0 +1,123 @@
+"""Work that needs torch, done in a process forked for it: look at a job's storage, seal, delete.
+
+The controller's process stays small and starts fast because it never imports torch; a clerk is
+forked from an agent's warm parent, answers one request and ends.
+"""
+
+import json
+import os
+import socket
+from dataclasses import asdict
+from typing import Any, Final
+
+from elasticmoe.checkpoint.manifest import Manifest, check_resumable, digest_inventory, file_row
+from elasticmoe.checkpoint.read import find_checkpoints, newest_valid
+from elasticmoe.checkpoint.store import Store, open_store
+from elasticmoe.checkpoint.write import delete_checkpoint, seal, step_directory
+from elasticmoe.errors import ElasticMoEError
+from elasticmoe.model.inventory import build_inventory
+from elasticmoe.plan.types import Inventory
+from elasticmoe.runtime.data import SampleReader
+from elasticmoe.spec.job import JobSpec
+
+STATE_BYTES_PER_PARAMETER: Final = 12
+"""Master weight and two moments in fp32."""
+
+
+def serve_one_request(sock: socket.socket, arguments: dict[str, Any]) -> None:
+    """Read one request line, send one answer line: `{"result": ...}` or `{"error": ...}`.
+
+    Args:
+        sock: connection to the agent.
+        arguments: `job`, the spec as JSON text.
+    """
+    job = JobSpec.model_validate_json(arguments["job"])
+    with sock.makefile("rwb") as stream:
+        request = json.loads(stream.readline())
+        task = request.pop("task")
+        try:
+            answer = {"result": TASKS[task](job, **request)}
+        except ElasticMoEError as error:
+            answer = {"error": {"code": error.code, "message": str(error)}}
+        stream.write(json.dumps(answer).encode() + b"\n")
+
+
+def checkpoint_store(job: JobSpec) -> Store:
+    """Where a job's checkpoints are."""
+    return open_store(job.storage.checkpoints or os.path.join(job.storage.dir, "checkpoints"))
+
+
+def inspect_job(job: JobSpec) -> dict[str, Any]:
+    """Check a job against its data and its storage, and find what it can start from.
+
+    Returns:
+        `inventory`, `checkpoints` ({step, uri}, oldest first; the newest one verified) and
+        `skipped` ({step, reason}: newer ones that do not verify).
+
+    Raises:
+        DataError: the data cannot be read.
+        StorageError: the storage cannot be used, or has no room for a checkpoint.
+        CheckpointError: the newest checkpoint is of another model, other data or another batch.
+    """
+    inventory = build_inventory(job.model, job.data.seq_len)
+    reader = _open_data(job)
+    store = checkpoint_store(job)
+    store.check_usable(inventory.num_parameters * STATE_BYTES_PER_PARAMETER)
+    newest, skipped = newest_valid(store)
+    steps: list[int] = []
+    if newest is not None:
+        check_resumable(newest.manifest, job, reader.digest, digest_inventory(inventory))
+        steps = [step for step in find_checkpoints(store) if step <= newest.manifest.step]
+    return {
+        "inventory": asdict(inventory),
+        "checkpoints": [{"step": s, "uri": store.uri_of(step_directory(s))} for s in steps],
+        "skipped": [asdict(one) for one in skipped],
+    }
+
+
+def seal_checkpoint(
+    job: JobSpec,
+    step: int,
+    generation: int,
+    files: list[dict[str, Any]],
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the manifest of a checkpoint whose files are all durable; return `uri` and `bytes`.
+
+    Raises:
+        CheckpointError: a file is missing or short.
+        StorageError: the manifest cannot be written.
+    """
+    inventory: Inventory = build_inventory(job.model, job.data.seq_len)
+    store = checkpoint_store(job)
+    manifest = Manifest(
+        job=job.name,
+        step=step,
+        timeline=state.get("timeline", 0),
+        generation=generation,
+        model=job.model.model_dump(mode="json"),
+        inventory=digest_inventory(inventory),
+        data=_open_data(job).digest,
+        global_samples=job.batch.global_samples,
+        seed=job.data.seed,
+        files=tuple(file_row(row) for row in files),
+        state=state,
+    )
+    seal(store, manifest)
+    return {"uri": store.uri_of(step_directory(step)), "bytes": manifest.num_bytes}
+
+
+def remove_checkpoint(job: JobSpec, step: int) -> None:
+    """Delete a checkpoint; an absent one is fine."""
+    delete_checkpoint(checkpoint_store(job), step)
+
+
+def _open_data(job: JobSpec) -> SampleReader:
+    return SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
+
+
+TASKS: Final = {
+    "inspect": inspect_job,
+    "seal": seal_checkpoint,
+    "remove": remove_checkpoint,
+}

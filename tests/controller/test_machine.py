@@ -1,0 +1,408 @@
+"""The brain in a pretend world: one situation, one outcome."""
+
+import pytest
+from fake_world import World, small_job
+
+from elasticmoe.controller.decisions import Drain, Form, GiveUp, Recover, Train, Wait
+from elasticmoe.controller.history import check_history
+from elasticmoe.controller.machine import replay
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.record import Decided
+from elasticmoe.messages.commands import DeleteCheckpoint, EndJob, KillWorkers
+from elasticmoe.messages.events import CheckpointAsked, StopAsked
+
+
+def decisions(world: World, kind: type) -> list:
+    found = (record.body for record in world.records if isinstance(record.body, Decided))
+    return [one.decision for one in found if isinstance(one.decision, kind)]
+
+
+def assert_sound(world: World) -> None:
+    assert world.state.tally.ignored == 0
+    assert check_history(world.records) == []
+    assert replay(world.records) == world.state
+
+
+def test_an_undisturbed_job_trains_all_steps_and_ends() -> None:
+    world = World()
+    world.submit()
+
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert world.state.committed_step == 30
+    assert world.state.generation == 1
+    assert [command for command in world.commands if isinstance(command, EndJob)] == [
+        EndJob("done", "all 30 steps are done; saved in checkpoints/30-1")
+    ]
+    assert_sound(world)
+
+
+def test_checkpoints_beyond_keep_are_deleted() -> None:
+    world = World()
+    world.submit()
+
+    world.run()
+
+    deleted = [command for command in world.commands if isinstance(command, DeleteCheckpoint)]
+    assert [command.step for command in deleted] == [10]
+    assert [checkpoint.step for checkpoint in world.state.checkpoints] == [20, 30]
+
+
+@pytest.mark.parametrize("step", [1, 9, 10, 11, 19, 29, 30])
+def test_a_killed_worker_is_replaced_and_all_go_back_to_the_checkpoint(step: int) -> None:
+    world = World()
+    world.on_step[step] = lambda: world.kill(2)
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["kill 2"]
+    assert world.state.phase is Phase.DONE
+    assert world.state.committed_step == 30
+    (recovery,) = decisions(world, Recover)
+    assert recovery.reason.startswith("worker 2 was killed (signal 9); all go back to ")
+    assert len(world.state.members) == 4
+    assert_sound(world)
+
+
+def test_a_kill_is_one_plain_line_with_its_price() -> None:
+    world = World()
+    world.on_step[15] = lambda: world.kill(3)
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["kill 3"]
+    _, train = decisions(world, Train)
+    assert train.reason == (
+        "worker 3 was killed (signal 9); all went back to the checkpoint of step 10 and "
+        "4 workers trained on after 0.07 s; 5 steps redone; nothing else lost"
+    )
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20])
+def test_a_worker_killed_at_any_event_of_the_start_is_replaced(delay: int) -> None:
+    world = World()
+    world.submit()
+    seen = 0
+
+    def kill_at_event(event: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= 7 + delay and not world.fired:
+            world.kill(1)
+
+    world.on_event = kill_at_event
+
+    world.run()
+
+    assert world.fired == ["kill 1"]
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_two_deaths_at_once_are_one_fault() -> None:
+    world = World()
+
+    def kill_two() -> None:
+        world.kill(1)
+        world.kill(2)
+
+    world.on_step[12] = kill_two
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["kill 1", "kill 2"]
+    assert world.state.tally.faults == 1
+    assert decisions(world, Recover)[0].reason.startswith("workers 1 and 2 were killed")
+    assert_sound(world)
+
+
+def test_a_second_death_while_the_new_generation_forms_is_answered() -> None:
+    world = World()
+    world.on_step[12] = lambda: world.kill(1)
+    world.submit()
+    world.run(until=lambda: world.state.generation == 2)
+
+    world.kill(2)
+    world.run()
+
+    assert world.fired == ["kill 1", "kill 2"]
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.recoveries == 2
+    assert_sound(world)
+
+
+def test_a_broken_connection_with_everybody_alive_starts_no_worker() -> None:
+    world = World()
+    world.on_step[12] = world.cut
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["cut"]
+    assert world.state.phase is Phase.DONE
+    assert world.state.next_worker == 4
+    assert "everybody alive" in decisions(world, Recover)[0].reason
+    assert_sound(world)
+
+
+def test_a_worker_that_does_not_park_is_killed_and_replaced() -> None:
+    world = World(stuck={0})
+    world.on_step[12] = lambda: world.kill(3)
+    world.submit()
+
+    world.run()
+
+    kills = [command for command in world.commands if isinstance(command, KillWorkers)]
+    assert [command.workers for command in kills] == [(0,)]
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_a_lost_node_leaves_the_job_on_fewer_workers() -> None:
+    world = World()
+    world.on_step[12] = lambda: world.lose_node("b")
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["lose b"]
+    assert world.state.phase is Phase.DONE
+    assert len(world.state.members) == 2
+    assert_sound(world)
+
+
+def test_with_fewer_than_min_the_job_waits_and_a_new_node_brings_it_back() -> None:
+    world = World(nodes={"a": 1, "b": 3})
+    world.on_step[12] = lambda: world.lose_node("b")
+    world.submit()
+    world.run()
+    assert world.state.phase is Phase.WAITING
+    (waited,) = decisions(world, Wait)
+    assert waited.reason == (
+        "node b was lost with workers 1 to 3 (agent does not answer); 1 worker can run and "
+        "workers.min is 2: waiting for nodes, to go on from the checkpoint of step 10 "
+        "(2 steps to redo)"
+    )
+
+    world.add_node("c", 2)
+    world.run()
+
+    assert world.fired == ["lose b", "add c"]
+    assert world.state.phase is Phase.DONE
+    assert all(len(form.workers) >= 2 for form in decisions(world, Form))
+    assert_sound(world)
+
+
+def test_a_job_begins_with_enough_workers_after_the_settling_time() -> None:
+    world = World(nodes={"a": 3})
+    world.submit()
+
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert decisions(world, Form)[0].at_s >= 100.0 + world.job.workers.settle_s
+    assert len(decisions(world, Form)[0].workers) == 3
+
+
+def test_a_new_node_makes_the_gang_grow_without_redoing_a_step() -> None:
+    world = World(nodes={"a": 2}, job=small_job(workers={"settle_s": 0.2}))
+    world.on_step[3] = lambda: world.add_node("b", 2)
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["add b"]
+    assert [len(form.workers) for form in decisions(world, Form)] == [2, 4]
+    assert [drain.purpose for drain in decisions(world, Drain)] == ["grow", "finish"]
+    assert world.state.tally.redone_steps == 0
+    assert world.state.timeline == 0
+    assert_sound(world)
+
+
+def test_workers_that_always_die_at_the_start_end_the_job_with_the_first_error() -> None:
+    world = World(starts_die=True, job=small_job(protection={"max_restarts": 3}))
+    world.submit()
+
+    world.run()
+
+    assert world.state.phase is Phase.FAILED
+    (end,) = decisions(world, GiveUp)
+    assert end.code == "crash_loop"
+    assert end.log == "logs/0.txt"
+    assert "3 restarts in a row" in end.reason
+    assert "exit status 1" in end.reason
+    assert_sound(world)
+
+
+def test_each_further_try_waits_twice_as_long() -> None:
+    protection = {"max_restarts": 4, "restart_backoff_s": 1.0}
+    world = World(starts_die=True, job=small_job(protection=protection))
+    world.submit()
+
+    world.run()
+
+    waits = [recover.retry_at_s - recover.at_s for recover in decisions(world, Recover)]
+    assert waits == pytest.approx([0.0, 1.0, 2.0, 4.0])
+
+
+def test_the_same_failure_twice_at_the_same_step_ends_the_job_with_its_cause() -> None:
+    world = World(fails_at={13: "bad_data"})
+    world.submit()
+
+    world.run()
+
+    assert world.fired[0] == "fail 0"
+    assert len(world.fired) == 2
+    assert world.state.phase is Phase.FAILED
+    (end,) = decisions(world, GiveUp)
+    assert end.code == "bad_data"
+    assert "twice at step 13" in end.reason
+    assert "logs/" in end.reason
+    assert_sound(world)
+
+
+def test_dying_again_and_again_at_one_step_is_a_crash_loop_although_steps_are_redone() -> None:
+    world = World(job=small_job(protection={"max_restarts": 3, "restart_backoff_s": 0.0}))
+
+    def crash() -> None:
+        world.kill(world.state.members[-1], evidence="killed by signal 11")
+        world.on_step[13] = crash
+
+    world.on_step[13] = crash
+    world.submit()
+
+    world.run()
+
+    assert len(world.fired) == 4
+    assert world.state.phase is Phase.FAILED
+    assert decisions(world, GiveUp)[0].code == "crash_loop"
+
+
+def test_a_stop_writes_a_checkpoint_and_loses_nothing() -> None:
+    world = World()
+    world.on_step[13] = lambda: world.at(0, StopAsked(0, "you"))
+    world.submit()
+
+    world.run()
+
+    assert world.state.phase is Phase.STOPPED
+    assert world.state.newest is not None
+    assert world.state.newest.step == world.state.committed_step == 14
+    assert world.state.outcome == "stopped by you at step 14; saved in checkpoints/14-1"
+    assert_sound(world)
+
+
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.GATHERING, Phase.FORMING])
+def test_a_stop_before_training_ends_the_job_at_once(phase: Phase) -> None:
+    world = World()
+    world.submit()
+    world.run(until=lambda: world.state.phase is phase)
+    assert world.state.phase is phase
+
+    world.deliver(StopAsked(world.now_s, "you"))
+
+    assert world.state.phase is Phase.STOPPED
+    assert isinstance(world.commands[-1], EndJob)
+
+
+def test_a_stop_while_a_fault_is_answered_ends_at_the_newest_checkpoint() -> None:
+    world = World()
+    world.on_step[15] = lambda: world.kill(1)
+    world.submit()
+    world.run(until=lambda: world.state.phase is Phase.BREAKING)
+
+    world.deliver(StopAsked(world.now_s, "you"))
+
+    assert world.fired == ["kill 1"]
+    assert world.state.phase is Phase.STOPPED
+    assert world.state.committed_step == 10
+    assert "5 later steps not kept" in world.state.outcome
+
+
+def test_a_second_stop_does_not_wait_for_the_checkpoint() -> None:
+    world = World()
+    world.on_step[13] = lambda: world.at(0, StopAsked(0, "you"))
+    world.submit()
+    world.run(until=lambda: world.state.phase is Phase.DRAINING)
+
+    world.deliver(StopAsked(world.now_s, "you"))
+
+    assert world.state.phase is Phase.STOPPED
+    assert "asked twice" in world.state.outcome
+
+
+def test_a_checkpoint_on_demand_is_taken_once() -> None:
+    world = World()
+    world.on_step[3] = lambda: world.at(0, CheckpointAsked(0))
+    world.submit()
+
+    world.run(until=lambda: world.state.committed_step == 9)
+
+    assert [checkpoint.step for checkpoint in world.state.checkpoints] == [4]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_job_and_says_so() -> None:
+    world = World()
+    world.on_step[25] = lambda: setattr(world, "seals_work", False)
+    world.submit()
+
+    world.run()
+
+    assert world.state.phase is Phase.FAILED
+    assert world.state.outcome == (
+        "all steps are done, but the checkpoint of step 30 could not be written: disk full. "
+        "The newest checkpoint: step 20"
+    )
+
+
+def test_a_checkpoint_that_does_not_verify_is_skipped_for_an_older_one() -> None:
+    world = World(job=small_job(checkpoint={"interval_steps": 5}))
+    world.on_step[12] = lambda: world.kill(1)
+    world.submit()
+    world.run(until=lambda: world.state.generation == 2)
+
+    world.fail(0, "bad_checkpoint", 10)
+    world.run()
+
+    assert world.fired == ["kill 1", "fail 0"]
+    assert [form.step for form in decisions(world, Form)] == [0, 10, 5]
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_a_job_goes_on_from_the_checkpoints_it_finds() -> None:
+    world = World(sealed={"old/20": 20})
+    world.submit([{"step": 20, "uri": "old/20"}])
+
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert world.state.timeline == 0
+    assert world.state.tally.steps_reported == 10
+    assert_sound(world)
+
+
+@pytest.mark.parametrize("count", range(1, 60, 4))
+def test_a_new_controller_goes_on_where_the_journal_ends(count: int) -> None:
+    world = World()
+    world.submit()
+    seen = 0
+
+    def counting(event: object) -> None:
+        nonlocal seen
+        seen += 1
+
+    world.on_event = counting
+    world.run(until=lambda: seen == count)
+
+    world.restart_controller()
+    world.run()
+
+    assert world.fired == ["restart"]
+    assert world.state.phase is Phase.DONE
+    assert world.state.term >= 2 or count == 1
+    assert check_history(world.records) == []

@@ -1,0 +1,152 @@
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from elasticmoe.plan.cost import expected_bubble, plan_traffic, step_flops
+from elasticmoe.plan.describe import describe_plan, format_ranges
+from elasticmoe.plan.exchange import plan_exchange
+from elasticmoe.plan.make import make_plan
+from elasticmoe.plan.memory import host_bytes, plan_memory
+from elasticmoe.plan.types import Inventory, Member
+from elasticmoe.spec.job import JobSpec
+
+Make = Callable[..., JobSpec]
+MakeInventory = Callable[..., Inventory]
+MakeMembers = Callable[..., tuple[Member, ...]]
+
+
+def test_the_text_of_a_plan_says_what_a_reader_asks(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job()
+    inventory = make_inventory(job)
+
+    text = "\n".join(
+        describe_plan(job, inventory, make_plan(job, inventory, make_members(2, 2, 2)))
+    )
+
+    for words in (
+        "4 workers on 2 nodes in 2 failure domains, 2 stages",
+        "16 samples of 64 tokens in 2 waves of 8",
+        "primary home of",
+        "of workers 2-3",
+        "activations",
+        "gradients to primary homes",
+        "bubble: ",
+        "any one failure domain is lost",
+    ):
+        assert words in text
+    assert "AT RISK" not in text
+
+
+def test_the_671b_geometry_on_128_workers_is_planned_and_described_within_seconds(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job(
+        "parallel.stages=16",
+        "parallel.expert_replicas=one",
+        "batch.global_samples=3840",
+        "batch.num_waves=60",
+        "data.seq_len=4096",
+        preset="deepseek-v3",
+    )
+    inventory = make_inventory(job, piece=2**18)
+    assert len(inventory.units) > 50_000
+
+    started = time.process_time()
+    plan = make_plan(job, inventory, make_members(16, 8, 4))
+    lines = describe_plan(job, inventory, plan)
+    seconds = time.process_time() - started
+
+    assert len(plan.stages) == 16
+    assert max(stage.end_layer - stage.first_layer for stage in plan.stages) <= 8
+    assert any(line == "... and 96 more workers" for line in lines)
+    assert seconds < 10
+
+
+def test_one_worker_sends_nothing_and_waits_for_nobody(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job()
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(1, 1, 1))
+
+    assert plan_traffic(job, inventory, plan).total_M.tolist() == [0]
+    assert expected_bubble(job, inventory, plan) == 0
+    assert describe_plan(job, inventory, plan)
+
+
+@pytest.mark.parametrize("holding", ["all", "one"])
+def test_counted_traffic_equals_the_exchange_tables(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers, holding: str
+) -> None:
+    job = make_job(f"parallel.expert_replicas={holding}")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(5, 1, 2))
+
+    traffic = plan_traffic(job, inventory, plan)
+
+    for member in range(5):
+        tables = plan_exchange(plan, inventory, member)
+        for sent_M, routes in (
+            (traffic.gradients_M, tables.gradients),
+            (traffic.forwards_M, tables.forwards),
+            (traffic.weights_M, tables.weights),
+        ):
+            away = sum(numel for peer, numel in enumerate(routes.send_numel) if peer != member)
+            assert sent_M[member] == 4 * away
+    assert (traffic.tokens_M.sum() == 0) == (holding == "all")
+
+
+def test_memory_counts_every_home_and_every_held_weight(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job("parallel.stages=1", "parallel.expert_replicas=all")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(2, 1, 2))
+    numel = sum(unit.numel for unit in inventory.units)
+
+    use = plan_memory(job, inventory, plan)
+
+    assert use.weights_M.tolist() == [4 * numel] * 2
+    assert use.gradients_M.tolist() == [4 * numel] * 2
+    assert use.homes_M.tolist() == [12 * numel] * 2
+    assert (use.total_M == use.shared_M + use.compute_M).all()
+    on_cpu = host_bytes(plan, use, homes_on_host=True, device_is_host=True)
+    assert on_cpu == {"node-0": use.total_M[0], "node-1": use.total_M[1]}
+    on_gpu = host_bytes(plan, use, homes_on_host=False, device_is_host=False)
+    assert on_gpu == {"node-0": 0, "node-1": 0}
+
+
+def test_recomputed_layers_keep_less_where_waves_are_in_flight(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    kept = []
+    for overrides in ((), ("model.recompute_layers=[0, 4]",)):
+        job = make_job("batch.num_waves=8", *overrides)
+        inventory = make_inventory(job)
+        plan = make_plan(job, inventory, make_members(4, 1, 2))
+        first_stage = list(plan.stages[0].members)
+        kept.append(plan_memory(job, inventory, plan).activations_M[first_stage])
+
+    assert (kept[1] < kept[0]).all()
+
+
+def test_step_flops_are_three_forward_passes_of_the_active_experts(
+    make_job: Make, make_inventory: MakeInventory
+) -> None:
+    job = make_job("model.mtp_depth=0")
+    inventory = make_inventory(job)
+    per_token = sum(
+        block.flops_per_token * (4 if block.is_experts else 1) for block in inventory.blocks
+    )
+
+    assert np.isclose(step_flops(job, inventory), 3 * per_token * 16 * 64)
+
+
+def test_numbers_are_written_as_ranges() -> None:
+    assert format_ranges([]) == "none"
+    assert format_ranges([3]) == "3"
+    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"

@@ -1,0 +1,215 @@
+"""A worker process as its agent sees it: lines in, lines out."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+from gangs import plan_for, tiny_job
+
+from elasticmoe.messages.codec import by_name, from_line, to_line
+from elasticmoe.messages.worker import (
+    BreakGang,
+    CheckpointPart,
+    FormGang,
+    GangEnded,
+    GangFormed,
+    Instruct,
+    StepDone,
+    WorkerFailed,
+    WorkerParked,
+    WorkerReady,
+    WorkerReport,
+)
+from elasticmoe.runtime.pack import pack
+from elasticmoe.runtime.worker import run_worker
+from elasticmoe.spec.job import JobSpec
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(60)]
+
+_REPORTS = by_name(WorkerReport)
+_agents: list[socket.socket] = []
+_stores: list[dist.TCPStore] = []
+
+
+class Worker:
+    """A forked worker process and the agent's end of its socket."""
+
+    def __init__(self, job: JobSpec, number: int) -> None:
+        ours, theirs = socket.socketpair()
+        self.number = number
+        self.pid = os.fork()
+        if self.pid == 0:
+            for held in (ours, *_agents):  # as in a child of the warm parent
+                held.close()
+            try:
+                run_worker(theirs, job, number, "logs")
+            finally:
+                os._exit(3)
+        theirs.close()
+        _agents.append(ours)
+        self._socket = ours
+        self._lines = ours.makefile("rb")
+
+    def tell(self, command: Any) -> None:
+        """Send a command."""
+        self._socket.sendall(to_line(command))
+
+    def reports(self) -> Iterator[Any]:
+        """What the worker says, until it hangs up."""
+        for line in self._lines:
+            yield from_line(_REPORTS, line)
+
+    def next(self, kind: type) -> Any:
+        """The next report of a kind; others are passed over."""
+        for report in self.reports():
+            if isinstance(report, kind):
+                return report
+        raise AssertionError(f"worker {self.number} hung up before a {kind.__name__}")
+
+    def hang_up(self) -> None:
+        """What the worker sees when its agent dies."""
+        self._lines.close()
+        self._socket.close()
+
+    def end(self) -> int:
+        """Exit code, or minus the signal."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError("the worker did not end")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> JobSpec:
+    text = tmp_path / "corpus.txt"
+    text.write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 20_000, dtype=np.uint8)))
+    pack([text], tmp_path / "data", holdout=0.0)
+    return tiny_job(
+        model={"vocab_size": 256, "precision": "fp32"},
+        data={"sources": [{"path": str(tmp_path / "data")}]},
+        schedule={"steps": 100_000},
+        checkpoint={"interval_steps": 50_000},
+        storage={"dir": str(tmp_path / "job")},
+    )
+
+
+def form(job: JobSpec, workers: list[Worker], generation: int) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    _stores.append(store)
+    plan = plan_for(job, len(workers)).to_json()
+    for member, worker in enumerate(workers):
+        worker.tell(
+            FormGang(generation, member, json.loads(json.dumps(plan)), "127.0.0.1", store.port, None)
+        )
+
+
+@pytest.fixture
+def workers(job: JobSpec) -> Iterator[list[Worker]]:
+    made = [Worker(job, number) for number in range(2)]
+    yield made
+    for worker in made:
+        try:
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitpid(worker.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+def test_a_stop_command_takes_effect_on_all_members_at_one_step_with_a_checkpoint(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    form(job, workers, 1)
+    for worker in workers:
+        assert worker.next(WorkerReady).pid == worker.pid
+        assert worker.next(GangFormed).step == 1
+    workers[0].next(StepDone)
+
+    for worker in workers:
+        worker.tell(Instruct(1, 1, "stop"))
+
+    parts = [worker.next(CheckpointPart) for worker in workers]
+    ends = [worker.next(GangEnded) for worker in workers]
+    assert parts[0].step == parts[1].step == ends[0].step == ends[1].step
+    assert parts[0].state == parts[1].state
+
+
+def test_after_a_death_the_survivor_parks_and_forms_the_next_generation(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    form(job, workers, 1)
+    workers[0].next(StepDone)
+
+    os.kill(workers[1].pid, signal.SIGKILL)
+
+    assert workers[1].end() == -signal.SIGKILL  # the fault fired
+    parked = workers[0].next(WorkerParked)
+    assert parked.generation == 1
+    assert parked.committed_step >= 1
+    form(job, workers[:1], 2)
+    assert workers[0].next(GangFormed).generation == 2
+    assert workers[0].next(StepDone).generation == 2
+
+
+def test_breaking_a_generation_parks_everybody_at_once(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    form(job, workers, 1)
+    workers[0].next(StepDone)
+
+    began = time.monotonic()
+    for worker in workers:
+        worker.tell(BreakGang(1))
+    parked = [worker.next(WorkerParked) for worker in workers]
+
+    assert time.monotonic() - began < 5  # no library timeout was waited for
+    assert [report.generation for report in parked] == [1, 1]
+
+
+def test_a_generation_whose_peer_never_comes_can_be_broken(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    plan = plan_for(job, 2).to_json()
+    workers[0].tell(FormGang(1, 0, plan, "127.0.0.1", store.port, None))
+    workers[0].next(WorkerReady)
+
+    workers[0].tell(BreakGang(1))
+
+    assert workers[0].next(WorkerParked).generation == 1
+
+
+def test_a_worker_ends_when_its_agent_hangs_up(job: JobSpec, workers: list[Worker]) -> None:
+    form(job, workers, 1)
+    workers[0].next(StepDone)
+
+    for worker in workers:
+        worker.hang_up()
+
+    assert [worker.end() for worker in workers] == [0, 0]
+
+
+def test_an_error_of_training_is_reported_with_its_code_before_the_worker_ends(
+    job: JobSpec,
+) -> None:
+    shard = next(Path(job.data.sources[0].path).glob("train-*.arrow"))
+    shard.unlink()
+
+    worker = Worker(job, 0)
+
+    failed = worker.next(WorkerFailed)
+    assert failed.code == "bad_data"
+    assert shard.name in failed.message
+    assert worker.end() == 1
