@@ -16,7 +16,7 @@ from elasticmoe.checkpoint.manifest import (
     hash_bytes,
     unit_tensor,
 )
-from elasticmoe.checkpoint.store import FileReader, Store, open_store
+from elasticmoe.checkpoint.store import FileReader, Store, open_store, split_query
 from elasticmoe.checkpoint.tensors import from_bytes
 from elasticmoe.checkpoint.write import check_unique, step_directory
 from elasticmoe.errors import CheckpointError
@@ -162,11 +162,12 @@ def open_checkpoint_at(uri: str) -> Checkpoint:
     Raises:
         CheckpointError: this is no checkpoint directory.
     """
-    root, _, name = uri.rstrip("/").rpartition("/")
+    base, query = split_query(uri)
+    root, _, name = base.rpartition("/")
     found = _DIRECTORY.fullmatch(name)
     if not found:
         raise CheckpointError(f"{uri} is not a checkpoint directory (step-NNNNNNNN)")
-    return open_checkpoint(open_store(root or "."), int(found[1]))
+    return open_checkpoint(open_store((root or ".") + query), int(found[1]))
 
 
 def newest_valid(store: Store) -> tuple[Checkpoint | None, tuple[Skipped, ...]]:

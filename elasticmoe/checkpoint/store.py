@@ -53,7 +53,8 @@ class Store:
 
     def uri_of(self, name: str) -> str:
         """The URI (or path) of something in the store; `open_store` takes it."""
-        return f"{self.uri}/{name}"
+        base, query = split_query(self.uri)
+        return f"{base}/{name}{query}"
 
     def entries(self, name: str = "") -> dict[str, int | None]:
         """Names in a directory with their sizes, sorted; none for a directory's size.
@@ -154,6 +155,14 @@ def open_store(uri_or_path: str | os.PathLike[str]) -> Store:
             "(file://, s3://, gs://, abfs://, hdfs://)."
         ) from None
     return Store(uri=text, root=root.rstrip("/"), files=files)
+
+
+def split_query(uri_or_path: str) -> tuple[str, str]:
+    """A URI without its options, and the options (`?region=...`); a path has none."""
+    base, mark, query = (
+        uri_or_path.partition("?") if "://" in uri_or_path else (uri_or_path, "", "")
+    )
+    return base.rstrip("/"), mark + query
 
 
 class _MappedFile:

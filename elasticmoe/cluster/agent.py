@@ -7,13 +7,13 @@ own workers, because with gloo nobody else would (a dead peer is seen by its nei
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final
 
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
@@ -23,9 +23,10 @@ from elasticmoe.cluster.warm_parent import ForkRequest
 from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import to_line
 from elasticmoe.messages.events import NodeUp, WorkerDied
-from elasticmoe.messages.worker import BreakGang, WorkerReady
+from elasticmoe.messages.worker import BreakGang, WorkerParked, WorkerReady
+from elasticmoe.telemetry.log import get_log
 
-log = logging.getLogger("elasticmoe.agent")
+log = get_log(__name__)
 
 MAX_LINE_BYTES: Final = 1 << 26
 """Of one message of a worker; a checkpoint part lists thousands of units."""
@@ -92,6 +93,7 @@ class Agent:
         self._outbox = Outbox(deliver, config.patience_s)
         self._workers: dict[int, Worker] = {}
         self._broken = 0
+        self._clerks = count(1)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._link: WarmParentLink | None = None
         self._warm_name = config.warm_parent or self._spawn()
@@ -136,13 +138,20 @@ class Agent:
             if number in self._workers:
                 _kill(self._workers[number])
 
-    def tell(self, lines: Mapping[int, bytes], generation: int) -> None:
-        """Pass a command of a generation on to workers; those that are gone are skipped."""
+    async def form(self, generation: int, lines: Mapping[int, bytes]) -> None:
+        """Send members their `FormGang`, once each. One that is dead is being reported."""
         self._outbox.heard()
         for number, line in lines.items():
             worker = self._workers.get(number)
-            if worker is not None:
-                worker.generation = max(worker.generation, generation)
+            if worker is not None and worker.generation < generation:
+                worker.generation = generation
+                worker.writer.write(line)
+
+    def instruct(self, generation: int, line: bytes) -> None:
+        """Send an `Instruct` to every local member of the generation."""
+        self._outbox.heard()
+        for worker in self._workers.values():
+            if worker.generation == generation:
                 worker.writer.write(line)
 
     async def open_store(self, generation: int) -> tuple[str, int]:
@@ -154,15 +163,49 @@ class Agent:
         self._outbox.heard()
         return self.config.host, await self._stores.open(generation)
 
-    def break_generation(self, generation: int) -> None:
-        """Tell every local member that the generation is over, and free who waits for its store."""
+    async def break_generation(self, generation: int, members: tuple[int, ...]) -> None:
+        """Tell every local member that the generation is over, and free who waits for its store.
+
+        Args:
+            generation: all before it are over too.
+            members: those who were to be in it; one that has not heard of it is parked already.
+        """
         self._outbox.heard()
         self._break_locally(generation, but=None)
         self._stores.close_up_to(generation)
+        for number in members:
+            worker = self._workers.get(number)
+            if worker is not None and worker.generation < generation:
+                worker.generation = generation  # its order to join, if it still comes, is void
+                parked = WorkerParked(generation, number, 0, "it had not been told to join yet")
+                await self._outbox.put_when_free(to_line(parked))
+
+    async def ask_clerk(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Fork a clerk for one request; return its answer.
+
+        Raises:
+            ClusterError: it could not be forked, or ended without an answer.
+        """
+        self._outbox.heard()
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        log_file = os.path.join(self.config.log_dir, f"agent-{self.config.node}.log")
+        name = f"clerk-{next(self._clerks)}"
+        try:
+            self._fork(ForkRequest(name, "clerk", {"job": self.config.job}, log_file, {}), theirs)
+            writer.write(json.dumps(request).encode() + b"\n")
+            answer = await reader.readline()
+        except ConnectionResetError:
+            answer = b""
+        finally:
+            writer.close()
+        if not answer:
+            raise ClusterError(f"{request['task']} ended without an answer; see {log_file}")
+        return json.loads(answer)
 
     async def end(self, reason: str) -> None:
         """Kill all workers, wait until they are reaped, and leave."""
-        log.info("agent ends: %s", reason)
+        log.info("agent_ends", reason=reason)
         running = list(self._workers.values())
         for worker in running:
             _kill(worker)
@@ -170,7 +213,7 @@ class Agent:
         try:
             await asyncio.wait_for(asyncio.gather(*waits), timeout=5.0)
         except TimeoutError:
-            log.warning("some workers were not reaped within 5 s; the kernel will end them")
+            log.warning("not_reaped", workers=sorted(self._workers))
         self.close()
 
     def close(self) -> None:
@@ -184,7 +227,7 @@ class Agent:
 
     def notice(self, text: str) -> None:
         """Tell people something that changes no decision."""
-        log.warning("%s", text)
+        log.warning("notice", text=text)
         plain = {"kind": "Notice", "node": self.config.node, "text": text}
         self._outbox.put(json.dumps(plain).encode() + b"\n")
 
@@ -217,7 +260,7 @@ class Agent:
 
     def _on_warm(self, seconds: float, threads: int) -> None:
         self._was_warm = True
-        log.info("warm parent ready after %.2f s", seconds)
+        log.info("warm", seconds=seconds)
         if threads > 1:
             self.notice(f"warm parent runs {threads} threads; forked workers may hang")
 

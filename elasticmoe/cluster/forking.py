@@ -38,7 +38,11 @@ def spawn_warm_parent(preload: Sequence[str], log: str) -> tuple[str, subprocess
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **THREAD_LIMITS, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                **THREAD_LIMITS,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
             start_new_session=True,
         )
     return name, process

@@ -1,12 +1,9 @@
 """Reports on their way to the controller: in order, none lost while it restarts."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
-
-log = logging.getLogger("elasticmoe.agent")
 
 HEARTBEAT_S: Final = 0.25
 """An idle agent shows this often that it is there."""

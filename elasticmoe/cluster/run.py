@@ -98,6 +98,11 @@ class Seat:
     """Reserved in Ray; empty where Ray is ours."""
 
 
+def local_seat(run: Run, node: RayNode) -> Seat:
+    """The only seat where Ray is ours: there is nobody to leave room to."""
+    return Seat(node, node.name, run.job.workers.max, {})
+
+
 def worker_resources(run: Run, nodes: list[RayNode]) -> dict[str, float]:
     """What one worker takes of its node: a GPU where the job wants one, and its CPU threads."""
     workers = run.job.workers

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -39,18 +40,24 @@ class Service:
     def __init__(self, host: str, answers: Answers) -> None:
         self.token = secrets.token_urlsafe(32)
         open_to_all = ipaddress.ip_address(host).is_loopback
-        handler = type(
-            "Handler",
-            (_Handler,),
-            {"answers": answers, "token": self.token, "open_to_all": open_to_all},
-        )
+        self._followers: set[int] = set()
+        shared = {
+            "answers": answers,
+            "token": self.token,
+            "open_to_all": open_to_all,
+            "followers": self._followers,
+        }
+        handler = type("Handler", (_Handler,), shared)
         self._server = ThreadingHTTPServer((host, 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
 
-    def close(self) -> None:
-        """Take no more requests."""
+    def wait_for_followers(self, timeout_s: float) -> None:
+        """Give whoever follows the events time to read their end, then take no more requests."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._followers and time.monotonic() < deadline_s:
+            time.sleep(0.01)
         self._server.shutdown()
         self._server.server_close()
 
@@ -59,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
     answers: ClassVar[Answers]
     token: ClassVar[str]
     open_to_all: ClassVar[bool]
+    followers: ClassVar[set[int]]
+    """Threads that stream events."""
     server_version = "elasticmoe"
     timeout = 60
 
@@ -117,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-cache")
         self.end_headers()
         feed = self.answers.feed
+        self.followers.add(threading.get_ident())
         try:
             while True:
                 lines = feed.after(after, KEEP_ALIVE_S)
@@ -127,3 +137,5 @@ class _Handler(BaseHTTPRequestHandler):
                     return
         except ConnectionError:
             return  # whoever followed has left
+        finally:
+            self.followers.discard(threading.get_ident())

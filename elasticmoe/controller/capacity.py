@@ -177,12 +177,12 @@ def decide_starting(state: JobState) -> Fence | LookAgain | None:
     starting = having(state, WorkerStatus.STARTING)
     if not starting:
         return None
-    oldest_s = min(worker.since_s for worker in starting) + START_PATIENCE_S
-    if state.now_s < oldest_s:
-        return LookAgain(oldest_s)
-    late = tuple(
-        worker.number for worker in starting if worker.since_s + START_PATIENCE_S <= state.now_s
-    )
+    until_s = {
+        worker.number: max(worker.since_s, state.since_s) + START_PATIENCE_S for worker in starting
+    }
+    late = tuple(number for number, end_s in until_s.items() if end_s <= state.now_s)
+    if not late:
+        return LookAgain(min(until_s.values()))
     reason = f"{workers_named(late)} not ready {START_PATIENCE_S:g} s after the start"
     return Fence(state.now_s, late, reason)
 

@@ -43,7 +43,7 @@ def decide_breaking(state: JobState) -> Fence | Recover | Wait | GiveUp | Stop |
     if state.stops:
         return decide_stop(state, described(state.casualties))
     pending = having(state, WorkerStatus.BUSY, WorkerStatus.LEAVING)
-    patience_s = (state.fenced_s if state.fenced_s is not None else state.broke_s) + PARK_PATIENCE_S
+    patience_s = (state.fenced_s if state.fenced_s is not None else state.since_s) + PARK_PATIENCE_S
     if pending and state.now_s < patience_s:
         return LookAgain(patience_s)
     if pending and state.fenced_s is None:
@@ -51,10 +51,11 @@ def decide_breaking(state: JobState) -> Fence | Recover | Wait | GiveUp | Stop |
         reason = f"{workers_named(stuck)} did not park within {PARK_PATIENCE_S:g} s"
         return Fence(state.now_s, stuck, reason)
     cause_is_known = any(casualty.kind != "parked" for casualty in state.casualties)
-    if not cause_is_known and state.now_s < state.broke_s + SETTLE_S:
-        return LookAgain(state.broke_s + SETTLE_S)
-    if state.sealing and state.now_s < state.broke_s + SEAL_PATIENCE_S:
-        return LookAgain(state.broke_s + SEAL_PATIENCE_S)
+    if not cause_is_known and state.now_s < state.since_s + SETTLE_S:
+        return LookAgain(state.since_s + SETTLE_S)
+    sealing = any(seal.generation == state.generation for seal in state.sealing)
+    if sealing and state.now_s < state.since_s + SEAL_PATIENCE_S:
+        return LookAgain(state.since_s + SEAL_PATIENCE_S)
     return decide_recovery(survey(state))
 
 
@@ -87,7 +88,6 @@ def apply_break(state: JobState, decision: Break) -> Outcome:
     state = replace(
         counted(state, faults=1),
         casualties=decision.evidence,
-        broke_s=decision.at_s,
         fenced_s=None,
         drain=None,
         outage=state.outage or Outage(decision.at_s),

@@ -194,7 +194,6 @@ class JobState:
 
     casualties: tuple[Casualty, ...] = ()
     """Not yet answered."""
-    broke_s: float = 0.0
     fenced_s: float | None = None
     """When stuck workers were killed in this phase."""
     outage: Outage | None = None

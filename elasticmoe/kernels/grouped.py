@@ -93,7 +93,8 @@ class _GroupedSwiGLU(torch.autograd.Function):
         if ctx.gradients is not None:
             gate_up_grad, down_grad = ctx.gradients
             accumulate_outer(down_grad, d_out_MD, silu_MH.mul_(up_MH), ctx.per_slot)
-        d_gate_MH.copy_(torch.ops.aten.silu_backward(d_active_MH.mul_(up_MH), gate_MH))
+        d_silu_MH = d_active_MH.mul_(up_MH)
+        torch.ops.aten.silu_backward.grad_input(d_silu_MH, gate_MH, grad_input=d_gate_MH)
         if ctx.gradients is not None:
             accumulate_outer(gate_up_grad, d_gate_up_MI, rows_MD, ctx.per_slot)
         return grouped_matmul(d_gate_up_MI, gate_up_SID, ctx.per_slot), None, None, None, None

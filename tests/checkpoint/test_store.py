@@ -83,3 +83,11 @@ def test_a_padded_last_block_is_cut(tmp_path: Path) -> None:
         write(memoryview(b"12345 and padding"))
 
     assert store.read_small("file") == b"12345"
+
+
+def test_the_options_of_a_uri_stay_at_its_end() -> None:
+    store = open_store("s3://bucket/runs/?region=eu-west-1")
+
+    assert not store.is_local
+    assert store.uri_of("step-00000001") == "s3://bucket/runs/step-00000001?region=eu-west-1"
+    assert open_store(store.uri_of("step-00000001")).root == "bucket/runs/step-00000001"

@@ -59,7 +59,9 @@ def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> 
             continue
         step += 1
         if gang.member == 0:
-            done = StepDone(gang.generation, step, STEP_S, 1 / step, {}, (step, step + 1), instructed)
+            done = StepDone(
+                gang.generation, step, STEP_S, 1 / step, {}, (step, step + 1), instructed
+            )
             sock.sendall(to_line(done))
         if step == job.schedule.steps or stop:
             part = CheckpointPart(gang.generation, worker, step, [], {"step": step})

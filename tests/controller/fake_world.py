@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
-from elasticmoe.controller.machine import advance, outstanding
+from elasticmoe.controller.machine import advance, outstanding, replay
 from elasticmoe.controller.record import Decided, Record, as_progress
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.commands import (
@@ -130,6 +130,9 @@ class World:
     starts_die: bool = False
     fails_at: dict[int, str] = field(default_factory=dict)
     """Step -> error code that member 0 ends with, every time."""
+    crash: str = ""
+    """How the controller crashes at the next event: `undecided` (the event is on record) or
+    `undone` (its decisions are too, no command was carried out)."""
     _queue: list[tuple[float, int, Event, Callable[[], bool]]] = field(default_factory=list)
     _count: int = 0
 
@@ -159,9 +162,14 @@ class World:
             self.on_event(event)
         number = len(self.records)
         self.records.append(Record(number, as_progress(event) or event))
-        self.state, commands = advance(self.state, event)
-        for decision in self.state.decided:
-            self.records.append(Record(len(self.records), Decided(number, decision)))
+        crash, self.crash = self.crash, ""
+        if crash != "undecided":
+            self.state, commands = advance(self.state, event)
+            for decision in self.state.decided:
+                self.records.append(Record(len(self.records), Decided(number, decision)))
+        if crash:
+            self.restart_controller()
+            commands = ()
         for command in commands:
             self.carry_out(command)
         if isinstance(event, Reported) and isinstance(event.report, StepDone):
@@ -169,8 +177,6 @@ class World:
 
     def restart_controller(self) -> None:
         """Lose the controller; another one reads the journal and begins a term."""
-        from elasticmoe.controller.machine import replay
-
         self.fired.append("restart")
         self.state = replay(self.records)
         for command in outstanding(self.state):

@@ -386,23 +386,36 @@ def test_a_job_goes_on_from_the_checkpoints_it_finds() -> None:
     assert_sound(world)
 
 
-@pytest.mark.parametrize("count", range(1, 60, 4))
-def test_a_new_controller_goes_on_where_the_journal_ends(count: int) -> None:
+@pytest.mark.parametrize("crash", ["undecided", "undone"])
+@pytest.mark.parametrize("count", range(1, 80, 3))
+def test_a_new_controller_goes_on_where_the_journal_ends(count: int, crash: str) -> None:
     world = World()
+    world.on_step[12] = lambda: world.kill(1)
     world.submit()
-    seen = 0
+    world.run(until=lambda: len(world.records) >= count)
 
-    def counting(event: object) -> None:
-        nonlocal seen
-        seen += 1
-
-    world.on_event = counting
-    world.run(until=lambda: seen == count)
-
-    world.restart_controller()
+    world.crash = crash
     world.run()
 
-    assert world.fired == ["restart"]
+    assert sorted(world.fired) == ["kill 1", "restart"]
     assert world.state.phase is Phase.DONE
-    assert world.state.term >= 2 or count == 1
-    assert check_history(world.records) == []
+    assert_sound(world)
+
+
+def test_the_state_is_rebuilt_from_every_prefix_of_the_journal() -> None:
+    world = World()
+    world.on_step[12] = lambda: world.kill(1)
+    world.on_step[17] = world.cut
+    world.submit()
+    states = {}
+
+    def remember(event: object) -> None:
+        states[len(world.records)] = world.state
+
+    world.on_event = remember
+    world.run()
+
+    assert world.fired == ["kill 1", "cut"]
+    assert len(states) > 50
+    for length, state in states.items():
+        assert replay(world.records[:length]) == state

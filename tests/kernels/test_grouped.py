@@ -102,3 +102,20 @@ def test_weights_changed_before_the_backward_pass_are_noticed() -> None:
 
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_gpu_swiglu_and_its_gradients_equal_the_cpu(dtype: torch.dtype, tolerance: float) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        gate_up, down = (weights.to(device) for weights in _weights(dtype))
+        rows = _rows(dtype).to(device).requires_grad_()
+        gradients = (gate_up.new_zeros(gate_up.shape).float(), down.new_zeros(down.shape).float())
+        out = grouped_swiglu(rows, gate_up, down, gradients, PER_SLOT)
+        out.backward(torch.ones_like(out))
+        assert rows.grad is not None
+        results.append([x.detach().cpu().double() for x in (out, rows.grad, *gradients)])
+
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).abs().max() <= tolerance * expected.abs().max()

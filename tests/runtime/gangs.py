@@ -126,6 +126,8 @@ class Case:
     plan: Plan
     steps: int
     checkpoint: str | None = None
+    device: str = "cpu"
+    """`cuda`: member i on GPU i."""
     after: Callable[[Gang], Any] | None = None
     """Called on every member at the end; a module-level function."""
 
@@ -148,7 +150,7 @@ def run_member(case: Case, member: int, port: int, generation: int) -> tuple[Out
         inventory,
         Seat(case.plan, member, Rendezvous("127.0.0.1", port, generation)),
         over=Over(),
-        device=torch.device("cpu"),
+        device=_device(case, member),
         checkpoint=None if case.checkpoint is None else open_checkpoint_at(case.checkpoint),
         reader=RandomSamples(job),
     )
@@ -156,6 +158,13 @@ def run_member(case: Case, member: int, port: int, generation: int) -> tuple[Out
         return _run(case, gang)
     finally:
         gang.groups.close()  # frees the others if this member failed
+
+
+def _device(case: Case, member: int) -> torch.device:
+    device = torch.device(f"cuda:{member}" if case.device == "cuda" else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _run(case: Case, gang: Gang) -> tuple[Outcome, Any]:
@@ -173,11 +182,11 @@ def _run(case: Case, gang: Gang) -> tuple[Outcome, Any]:
     homes = gang.homes
     for unit in homes.units:
         where = homes.slice_of(unit)
-        outcome.masters[unit.index] = homes.master[where].numpy().copy()
-        outcome.exp_avgs[unit.index] = homes.exp_avg[where].numpy().copy()
-        outcome.exp_avg_sqs[unit.index] = homes.exp_avg_sq[where].numpy().copy()
-        outcome.gradients[unit.index] = homes.prepared[where].numpy().copy()
-    outcome.bias = gang.progress.bias_LE.numpy().copy()
+        outcome.masters[unit.index] = homes.master[where].cpu().numpy().copy()
+        outcome.exp_avgs[unit.index] = homes.exp_avg[where].cpu().numpy().copy()
+        outcome.exp_avg_sqs[unit.index] = homes.exp_avg_sq[where].cpu().numpy().copy()
+        outcome.gradients[unit.index] = homes.prepared[where].cpu().numpy().copy()
+    outcome.bias = gang.progress.bias_LE.cpu().numpy().copy()
     extra = case.after(gang) if case.after is not None else None
     gang.groups.world.barrier()
     return outcome, extra

@@ -47,8 +47,9 @@ class Worker:
         self.number = number
         self.pid = os.fork()
         if self.pid == 0:
-            for held in (ours, *_agents):  # as in a child of the warm parent
-                held.close()
+            for held in (ours, *_agents):  # a child of the warm parent has none of them
+                if held.fileno() >= 0:
+                    os.close(held.fileno())
             try:
                 run_worker(theirs, job, number, "logs")
             finally:

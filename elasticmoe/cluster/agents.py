@@ -1,0 +1,213 @@
+"""The controller's view of the agents: find room, place and attach them, notice their loss."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import ray
+from ray._private.state import available_resources_per_node
+from ray.exceptions import RayError
+
+from elasticmoe.cluster.agent_actor import Hello, place_agent
+from elasticmoe.cluster.connect import reason_of
+from elasticmoe.cluster.run import (
+    NAMESPACE,
+    RayNode,
+    Run,
+    Seat,
+    decide_grants,
+    local_seat,
+    worker_resources,
+)
+from elasticmoe.errors import ClusterError
+from elasticmoe.telemetry.log import get_log
+
+log = get_log(__name__)
+
+LOOK_INTERVAL_S: Final = 0.5
+"""How often Ray is asked for its nodes."""
+LEASE_TICKS: Final = 16
+"""An agent that was silent at so many ticks in a row is lost. Ticks, not seconds: if this process
+itself was held up, the agents' reports wait in its queue."""
+TICK_S: Final = 0.25
+ATTACH_TIMEOUT_S: Final = 30.0
+"""From the order to an agent's first answer; Ray starts a process for it."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """An agent that was attached."""
+
+    seat: Seat
+    handle: Any
+    incarnation: str
+    silent_ticks: int = 0
+    watching: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Agents:
+    """All agents of a run."""
+
+    run: Run
+    term: int
+    on_up: Callable[[str, list[bytes]], Awaitable[None]]
+    """A node's agent is attached: its name and facts."""
+    on_lost: Callable[[str, str], Awaitable[None]]
+    """A node is lost: its name and the evidence."""
+    by_node: dict[str, Agent] = field(default_factory=dict)
+    given_up: set[str] = field(default_factory=set)
+    """Incarnations that were declared lost, and must end themselves."""
+    placing: dict[str, tuple[Seat, asyncio.Task[None]]] = field(default_factory=dict)
+    """Asked for, not attached yet."""
+
+    async def look(self) -> None:
+        """Find nodes, place agents where workers are missing, drop those whose node is gone."""
+        plain_nodes = await asyncio.to_thread(ray.nodes)
+        nodes = {
+            plain["NodeID"]: RayNode.from_ray(plain) for plain in plain_nodes if plain["Alive"]
+        }
+        for name, agent in list(self.by_node.items()):
+            if agent.seat.node.id not in nodes:
+                await self._lose(name, "Ray says that the node is dead")
+        for seat in await self._missing_seats(list(nodes.values())):
+            placing = asyncio.ensure_future(self._place(seat))
+            self.placing[seat.name] = (seat, placing)
+            placing.add_done_callback(lambda _, name=seat.name: self.placing.pop(name))
+
+    async def find_again(self, names: list[str]) -> None:
+        """After a restart of the controller: attach the agents that are still there."""
+        nodes = {plain["NodeID"]: RayNode.from_ray(plain) for plain in ray.nodes()}
+        for name in names:
+            try:
+                handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
+                node_id, capacity = await handle.whereabouts.remote()
+                seat = Seat(nodes[node_id], name, capacity, {})
+                await self._attach(seat, handle)
+            except (RayError, ValueError, KeyError, TimeoutError) as error:
+                await self.on_lost(
+                    name, f"its agent did not survive the controller: {reason_of(error)}"
+                )
+
+    async def keep_watch(self) -> None:
+        """Look for nodes and count silence, for as long as the job runs."""
+        next_look_s = 0.0
+        while True:
+            if time.monotonic() >= next_look_s:
+                await self.look()
+                next_look_s = time.monotonic() + LOOK_INTERVAL_S
+            await asyncio.sleep(TICK_S)
+            for name, agent in list(self.by_node.items()):
+                agent.silent_ticks += 1
+                if agent.silent_ticks > LEASE_TICKS:
+                    await self._lose(name, f"no word from its agent for {LEASE_TICKS * TICK_S:g} s")
+
+    def heard(self, node: str, incarnation: str) -> bool | None:
+        """Whether an agent belongs to the job; none if that is not known yet."""
+        agent = self.by_node.get(node)
+        if agent is not None and agent.incarnation == incarnation:
+            agent.silent_ticks = 0
+            return True
+        return False if incarnation in self.given_up else None
+
+    def call(self, node: str, method: str, *arguments: Any) -> Any:
+        """Call an agent; returns an awaitable. Calls to one agent arrive in this order.
+
+        Raises:
+            ClusterError: the node has no agent.
+        """
+        agent = self.by_node.get(node)
+        if agent is None:
+            raise ClusterError(f"node {node} has no agent")
+        return getattr(agent.handle, method).remote(self.term, *arguments)
+
+    async def end_all(self, reason: str, timeout_s: float) -> None:
+        """End all agents and their workers."""
+        agents, self.by_node = list(self.by_node.values()), {}
+        ends = [agent.handle.end.remote(self.term, reason) for agent in agents]
+        await asyncio.wait([asyncio.ensure_future(end) for end in ends], timeout=timeout_s)
+        for agent in agents:
+            if agent.watching is not None:
+                agent.watching.cancel()
+            ray.kill(agent.handle)
+
+    async def _missing_seats(self, nodes: list[RayNode]) -> list[Seat]:
+        run = self.run
+        workers = run.job.workers
+        wanted = workers.max if run.ours else workers.replicas + workers.spares
+        seats = [agent.seat for agent in self.by_node.values()]
+        seats += [seat for seat, _ in self.placing.values()]
+        granted: dict[str, int] = {}
+        for seat in seats:
+            granted[seat.node.id] = granted.get(seat.node.id, 0) + seat.capacity
+        if sum(granted.values()) >= wanted:
+            return []
+        if run.ours:
+            return [local_seat(run, node) for node in nodes]
+        each = worker_resources(run, nodes)
+        available = await asyncio.to_thread(available_resources_per_node)
+        free = {
+            node.id: min(
+                int(available.get(node.id, {}).get(name, 0) // amount)
+                for name, amount in each.items()
+            )
+            for node in nodes
+        }
+        grants = decide_grants(free, granted, wanted)
+        by_id = {node.id: node for node in nodes}
+        return [
+            Seat(
+                by_id[node_id],
+                self._free_name(by_id[node_id]),
+                count,
+                {name: amount * count for name, amount in each.items()},
+            )
+            for node_id, count in grants.items()
+        ]
+
+    def _free_name(self, node: RayNode) -> str:
+        number = 1
+        while _seat_name(node, number) in {*self.by_node, *self.placing}:
+            number += 1
+        return _seat_name(node, number)
+
+    async def _place(self, seat: Seat) -> None:
+        handle = None
+        try:
+            handle = place_agent(self.run, seat)
+            await self._attach(seat, handle)
+        except (RayError, TimeoutError, ValueError) as error:  # somebody else took the room
+            log.warning("agent_not_placed", node=seat.name, reason=reason_of(error))
+            if handle is not None:
+                ray.kill(handle)
+
+    async def _attach(self, seat: Seat, handle: Any) -> None:
+        attaching = asyncio.ensure_future(handle.attach.remote(self.term))
+        hello: Hello = await asyncio.wait_for(attaching, ATTACH_TIMEOUT_S)
+        agent = Agent(seat, handle, hello.incarnation)
+        self.by_node[seat.name] = agent
+        agent.watching = asyncio.ensure_future(self._watch(agent))
+        await self.on_up(seat.name, hello.lines)
+
+    async def _watch(self, agent: Agent) -> None:
+        try:
+            await agent.handle.watch.remote()
+            evidence = "its agent ended"
+        except RayError as error:
+            evidence = f"its agent died ({type(error).__name__})"
+        if self.by_node.get(agent.seat.name) is agent:
+            await self._lose(agent.seat.name, evidence)
+
+    async def _lose(self, name: str, evidence: str) -> None:
+        agent = self.by_node.pop(name)
+        self.given_up.add(agent.incarnation)
+        if agent.watching is not None and agent.watching is not asyncio.current_task():
+            agent.watching.cancel()
+        ray.kill(agent.handle)
+        await self.on_lost(name, evidence)
+
+
+def _seat_name(node: RayNode, number: int) -> str:
+    return node.name if number == 1 else f"{node.name}.{number}"

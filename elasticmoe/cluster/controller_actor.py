@@ -1,0 +1,329 @@
+"""The thin Ray shell around the controller: clock, journal, agents, HTTP; no opinions."""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Final
+
+import ray
+
+from elasticmoe.cluster.agents import Agents
+from elasticmoe.cluster.carry_out import Hands
+from elasticmoe.cluster.feed import Narrator
+from elasticmoe.cluster.journal_file import FileJournal
+from elasticmoe.cluster.run import NAMESPACE, Run
+from elasticmoe.cluster.service import Answers, Service
+from elasticmoe.controller.loop import Controller
+from elasticmoe.controller.record import Record
+from elasticmoe.controller.summary import summary
+from elasticmoe.errors import ClusterError, StorageError
+from elasticmoe.messages.codec import by_name, decode
+from elasticmoe.messages.commands import EndJob
+from elasticmoe.messages.events import (
+    CheckpointAsked,
+    Event,
+    JobSubmitted,
+    NodeLost,
+    Reported,
+    StopAsked,
+    TermBegan,
+)
+from elasticmoe.messages.worker import StepDone, WorkerReport
+from elasticmoe.telemetry.log import get_log, start_logging
+from elasticmoe.version import VERSION
+
+log = get_log(__name__)
+
+FAREWELL_S: Final = 2.0
+"""Followers of the event stream have this long to read its end."""
+FIRST_NODE_TIMEOUT_S: Final = 600.0
+"""A cluster may have to start a machine before there is any room."""
+MAX_RESTARTS: Final = 10
+"""Of the controller's process; it replays its journal each time."""
+_EVENTS: Final = by_name(Event)
+_REPORTS: Final = by_name(WorkerReport)
+
+
+class ControllerActor:
+    """Runs a `Controller` in a Ray process, and tells the world what it does."""
+
+    def __init__(self, run_text: str) -> None:
+        """Start to take over at once, also when Ray restarts this process."""
+        self._run = Run.from_text(run_text)
+        os.makedirs(self._run.log_dir, exist_ok=True)
+        start_logging((self._run.log_dir / "controller.log").open("a", buffering=1))
+        logging.captureWarnings(True)
+        self._now_s = 0.0
+        self._controller: Controller | None = None
+        self._agents: Agents | None = None
+        self._first_node = asyncio.Event()
+        self._too_early: list[tuple[str, list[bytes]]] = []
+        self._over = asyncio.Event()
+        self._outcome: dict[str, Any] = {}
+        self._beginning = asyncio.get_running_loop().create_task(self._take_over())
+
+    async def begin(self) -> dict[str, Any]:
+        """Wait until the job runs; return what `service.json` holds.
+
+        Raises:
+            StorageError: the directory belongs to another running job, or cannot be written.
+            ElasticMoEError: what `clerk.inspect_job` refuses.
+        """
+        return await asyncio.shield(self._beginning)
+
+    async def wait(self) -> dict[str, Any]:
+        """Wait for the job's end; return its outcome."""
+        await self.begin()
+        await self._over.wait()
+        return self._outcome
+
+    async def ask(self, what: str, by: str) -> None:
+        """Take a wish: `stop` or `checkpoint`."""
+        now_s = self._now()
+        await self._post(StopAsked(now_s, by) if what == "stop" else CheckpointAsked(now_s))
+
+    async def post_reports(self, node: str, incarnation: str, lines: list[bytes]) -> bool | None:
+        """Take what an agent and its workers say.
+
+        Returns:
+            Whether the node belongs to the job; none if that is not known yet.
+        """
+        if self._agents is None:
+            return None
+        belongs = self._agents.heard(node, incarnation)
+        if belongs:
+            await self._take(node, lines)
+        return belongs
+
+    # -- taking over
+
+    async def _take_over(self) -> dict[str, Any]:
+        run = self._run
+        self._lock = lock_directory(run.directory)
+        journal = FileJournal(run.directory / "journal", run.id)
+        records = journal.read()
+        self._narrator = Narrator(journal.term)
+        self._agents = Agents(run, journal.term, self._node_up, self._node_lost)
+        self._hands = Hands(self._agents, self._post, self._finish)
+        submitted = None if records else await self._inspect()
+        controller = Controller(_Told(journal, records, self._narrator), self._hands)
+        if submitted is not None:
+            await controller.post(submitted)
+        await controller.post(TermBegan(self._now(), journal.term, VERSION))
+        self._controller = controller
+        for node, lines in self._too_early:
+            await self._take(node, lines)
+        if records:
+            await self._agents.find_again(list(controller.state.nodes))
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._run_controller(controller)),
+            loop.create_task(self._agents.keep_watch()),
+        ]
+        log.info("began", term=journal.term, run=run.id, pid=os.getpid())
+        return self._serve()
+
+    async def _inspect(self) -> JobSubmitted:
+        """Wait for the first node and have a clerk there look at data, storage and memory."""
+        agents = self._agents
+        assert agents is not None
+        looking = asyncio.ensure_future(agents.keep_watch())
+        try:
+            await asyncio.wait_for(self._first_node.wait(), FIRST_NODE_TIMEOUT_S)
+        except TimeoutError:
+            raise ClusterError(
+                f"no node had room for a worker within {FIRST_NODE_TIMEOUT_S:g} s; add nodes, or "
+                "free CPUs or GPUs"
+            ) from None
+        finally:
+            looking.cancel()
+        found = await self._hands.ask_clerk({"task": "inspect"})
+        for skipped in found["skipped"]:
+            text = f"checkpoint of step {skipped['step']} is not used: {skipped['reason']}"
+            self._narrator.notice(self._now(), text)
+        spec = json.loads(self._run.job_json)
+        return JobSubmitted(self._now(), spec, found["inventory"], found["checkpoints"])
+
+    def _serve(self) -> dict[str, Any]:
+        run, controller, narrator = self._run, self._controller, self._narrator
+        assert controller is not None
+        loop = asyncio.get_running_loop()
+        answers = Answers(
+            feed=narrator.feed,
+            metrics=lambda: narrator.metrics_text(controller.state),
+            status=self._status,
+            ask=lambda what: asyncio.run_coroutine_threadsafe(
+                self.ask(what, "a user"), loop
+            ).result(timeout=10),
+        )
+        host = "127.0.0.1" if run.ours else ray.util.get_node_ip_address()
+        self._service = Service(host, answers)
+        facts = {
+            "url": self._service.url,
+            "token": self._service.token,
+            "run": run.id,
+            "pids": {"controller": os.getpid()},
+        }
+        write_private(run.directory / "service.json", json.dumps(facts))
+        return facts
+
+    # -- running
+
+    async def _run_controller(self, controller: Controller) -> None:
+        try:
+            await controller.run()
+        except Exception:  # the journal cannot be written, or a bug: a fresh process replays
+            log.exception("controller_crashed")
+            sys.stderr.flush()
+            os._exit(1)
+        await asyncio.to_thread(self._service.wait_for_followers, FAREWELL_S)
+        (self._run.directory / "service.json").unlink(missing_ok=True)
+        self._over.set()
+        if not self._run.ours:  # nobody else would end this detached actor
+            await asyncio.sleep(FAREWELL_S)
+            ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    async def _finish(self, command: EndJob) -> None:
+        assert self._controller is not None
+        self._outcome = {**summary(self._controller.state), "reason": command.reason}
+        text = json.dumps(self._outcome, indent=2)
+        (self._run.directory / "outcome.json").write_text(text + "\n")
+        self._narrator.feed.add(
+            "end",
+            self._now(),
+            outcome=command.outcome,
+            reason=command.reason,
+            checkpoint=self._outcome["newest_checkpoint"],
+            summary=self._outcome,
+        )
+
+    async def _node_up(self, node: str, lines: list[bytes]) -> None:
+        if self._controller is None:
+            self._too_early.append((node, lines))
+            self._first_node.set()
+        else:
+            await self._take(node, lines)
+
+    async def _node_lost(self, node: str, evidence: str) -> None:
+        log.warning("node_lost", node=node, evidence=evidence)
+        await self._post(NodeLost(self._now(), node, evidence))
+
+    async def _take(self, node: str, lines: list[bytes]) -> None:
+        """Post an agent's lines in their order, stamped with the time of acceptance."""
+        for line in lines:
+            plain = json.loads(line)
+            if plain["kind"] == "Notice":
+                self._narrator.notice(self._now(), plain["text"])
+                continue
+            if plain["kind"] in _REPORTS:
+                report = decode(_REPORTS, plain)
+                event: Event = Reported(self._now(), node, report)
+                if isinstance(report, StepDone):
+                    self._narrator.step_done(self._now(), report)
+            else:
+                event = replace(decode(_EVENTS, plain), at_s=self._now())
+            await self._post(event)
+
+    async def _post(self, event: Event) -> None:
+        if self._controller is None:
+            raise ClusterError("the job has not begun yet")
+        await self._controller.post(event)
+
+    def _now(self) -> float:
+        """Wall clock, but never going back within a term."""
+        self._now_s = max(self._now_s, time.time())
+        return self._now_s
+
+    def _status(self) -> dict[str, Any]:
+        assert self._controller is not None
+        state = self._controller.state
+        return {
+            "name": self._run.job.name,
+            "phase": state.phase.value,
+            "step": state.committed_step,
+            "generation": state.generation,
+            "nodes": [
+                {"node": node.name, "domain": node.domain, "capacity": node.capacity}
+                for node in state.nodes.values()
+            ],
+            "workers": [
+                {"worker": w.number, "pid": w.pid, "node": w.node, "status": w.status.value}
+                for w in state.workers.values()
+            ],
+            **summary(state),
+        }
+
+
+class _Told:
+    """A journal whose records are told to people as they are written."""
+
+    def __init__(self, journal: FileJournal, records: list[Record], narrator: Narrator) -> None:
+        self._journal, self._records, self._narrator = journal, records, narrator
+        narrator.catch_up(records)
+
+    def read(self) -> list[Record]:
+        records, self._records = self._records, []
+        return records
+
+    def append(self, record: Record) -> None:
+        self._journal.append(record)
+        self._narrator.recorded(record)
+
+
+def start_controller(run: Run) -> Any:
+    """Ask Ray for a run's controller; return its handle. It needs no resources of its own."""
+    return (
+        ray.remote(ControllerActor)
+        .options(
+            name=run.controller_name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=MAX_RESTARTS,
+        )
+        .remote(run.to_text())
+    )
+
+
+def lock_directory(directory: Path) -> IO[str]:
+    """Claim a job's directory for as long as the returned file is open.
+
+    Raises:
+        StorageError: it cannot be written, or another running job has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "lock").open("a+")
+    except OSError as error:
+        raise StorageError(
+            f"storage.dir {directory} cannot be used: {error.strerror}. Choose another one."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "a process that has not said who it is"
+        file.close()
+        raise StorageError(
+            f"storage.dir {directory} belongs to a running job ({owner}). Stop that one first, or "
+            "choose another directory."
+        ) from None
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read; readers see all of it or nothing."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text + "\n")
+    beside.replace(path)

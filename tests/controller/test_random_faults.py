@@ -1,0 +1,174 @@
+"""Whatever happens in whatever order, the promises hold."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from fake_world import World, small_inventory, small_job
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from elasticmoe.controller.decisions import Form
+from elasticmoe.controller.history import check_history
+from elasticmoe.controller.machine import advance, outstanding, replay
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.record import Decided, Record
+from elasticmoe.controller.state import JobState
+from elasticmoe.messages.events import (
+    CheckpointAsked,
+    CheckpointLost,
+    CheckpointSealed,
+    CommandFailed,
+    JobSubmitted,
+    NodeLost,
+    NodeUp,
+    Reported,
+    StopAsked,
+    TermBegan,
+    TimePassed,
+    WorkerDied,
+)
+from elasticmoe.messages.worker import (
+    CheckpointFailed,
+    CheckpointPart,
+    GangEnded,
+    GangFormed,
+    StepDone,
+    WorkerFailed,
+    WorkerParked,
+    WorkerReady,
+)
+
+FAULTS = ("kill", "kill", "kill", "cut", "lose", "add", "stick", "undecided", "undone", "ask")
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[tuple[int, str, int]]:
+    """Faults, each so many events after the one before."""
+    fault = st.tuples(st.integers(0, 40), st.sampled_from(FAULTS), st.integers(0, 7))
+    return draw(st.lists(fault, min_size=1, max_size=12))
+
+
+def inject(world: World, kind: str, which: int) -> None:
+    alive = sorted(world.alive)
+    match kind:
+        case "kill" if alive:
+            world.kill(alive[which % len(alive)])
+        case "cut":
+            world.cut()
+        case "lose" if len(world.nodes) > 1:
+            world.lose_node(sorted(world.nodes)[which % len(world.nodes)])
+        case "add":
+            world.add_node(f"n{which}", 1 + which % 3)
+        case "stick" if alive:
+            world.stuck.add(alive[which % len(alive)])
+        case "undecided" | "undone":
+            world.crash = kind
+        case "ask":
+            world.at(0, CheckpointAsked(0))
+
+
+class Watch:
+    """Checks what must hold after every event."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.timeline, self.committed = world, 0, 0
+
+    def __call__(self, event: object) -> None:
+        state = self.world.state
+        if state.timeline == self.timeline:
+            assert state.committed_step >= self.committed
+        assert state.timeline >= self.timeline
+        self.timeline, self.committed = state.timeline, state.committed_step
+
+
+@given(schedules())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_faults_break_no_promise(faults: list[tuple[int, str, int]]) -> None:
+    world = World(job=small_job(protection={"max_restarts": 100, "restart_backoff_s": 0.01}))
+    world.submit()
+    world.on_event = Watch(world)
+
+    for gap, kind, which in faults:
+        target = len(world.records) + gap
+        world.run(until=lambda: len(world.records) >= target)  # noqa: B023
+        if world.state.is_final:
+            break
+        inject(world, kind, which)
+    world.run()
+    if not world.state.is_final:
+        world.add_node("relief", 4)
+        world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert world.state.committed_step == 30
+    assert world.state.tally.ignored == 0
+    assert check_history(world.records) == []
+    assert replay(world.records) == world.state
+    for record in world.records:
+        if isinstance(record.body, Decided) and isinstance(record.body.decision, Form):
+            assert 2 <= len(record.body.decision.workers) <= 4
+
+
+numbers = st.integers(0, 5)
+reports = st.one_of(
+    st.builds(WorkerReady, numbers, numbers),
+    st.builds(GangFormed, numbers, numbers, numbers, st.just({})),
+    st.builds(
+        StepDone,
+        numbers,
+        st.integers(1, 40),
+        st.just(0.1),
+        st.just(1.0),
+        st.just({}),
+        st.just((0, 4)),
+        numbers,
+    ),
+    st.builds(WorkerParked, numbers, numbers, numbers, st.just("why")),
+    st.builds(WorkerFailed, numbers, numbers, numbers, st.just("bad_data"), st.just("why")),
+    st.builds(CheckpointPart, numbers, numbers, st.integers(1, 30), st.just([]), st.just({})),
+    st.builds(CheckpointFailed, numbers, numbers, st.integers(1, 30), st.just("why")),
+    st.builds(GangEnded, numbers, numbers, st.sampled_from([10, 30])),
+)
+nodes = st.sampled_from(["a", "b"])
+times = st.just(0.0)
+commands = st.sampled_from(
+    ["StartWorkers", "FormGeneration", "InstructGang", "SealCheckpoint", "KillWorkers"]
+)
+events = st.one_of(
+    st.builds(NodeUp, times, nodes, nodes, st.just("host"), numbers, st.just(2**30)),
+    st.builds(NodeLost, times, nodes, st.just("why")),
+    st.builds(WorkerDied, times, nodes, numbers, st.just("exit status 1"), st.just("log")),
+    st.builds(Reported, times, nodes, reports),
+    st.builds(CheckpointSealed, times, st.integers(1, 30), st.just("u"), numbers, numbers),
+    st.builds(CheckpointLost, times, st.integers(1, 30), st.just("why"), numbers),
+    st.builds(CommandFailed, times, commands, st.just("why"), numbers, nodes),
+    st.builds(CheckpointAsked, times),
+    st.builds(StopAsked, times, st.just("you")),
+    st.builds(TermBegan, times, numbers, st.just("v")),
+    st.builds(TimePassed, times),
+)
+
+
+@given(st.lists(st.tuples(events, st.sampled_from([0.0, 0.03, 1.0, 10.0, 700.0])), max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_no_sequence_of_events_raises(
+    happenings: list[tuple[Any, float]],
+) -> None:
+    job = small_job()
+    inventory = asdict(small_inventory(job))
+    first = JobSubmitted(0.0, job.model_dump(mode="json"), inventory, [])
+    state, records, now_s = JobState(), [], 0.0
+
+    for event, gap_s in [(first, 0.0), *happenings]:
+        now_s += gap_s
+        number = len(records)
+        moved = replace(event, at_s=now_s)
+        state, _ = advance(state, moved)
+        records.append(Record(number, moved))
+        records += [
+            Record(number + 1 + n, Decided(number, one)) for n, one in enumerate(state.decided)
+        ]
+        outstanding(state)
+
+    assert state.phase is not Phase.NEW
+    assert state.spec == job
