@@ -10,14 +10,13 @@ import json
 import os
 import signal
 import socket
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
-from elasticmoe.cluster.outbox import Outbox
+from elasticmoe.cluster.outbox import Deliver, Outbox
 from elasticmoe.cluster.stores import StoreKeeper
 from elasticmoe.cluster.warm_parent import ForkRequest
 from elasticmoe.errors import ClusterError
@@ -78,7 +77,7 @@ class Worker:
 class Agent:
     """Runs the workers of one job on one node."""
 
-    def __init__(self, config: AgentConfig, deliver: Callable[[list[bytes]], Awaitable[bool]]):
+    def __init__(self, config: AgentConfig, deliver: Deliver) -> None:
         """Start the warm parent at once: it needs more than a second, and everybody waits for it.
 
         Args:
@@ -381,9 +380,9 @@ def _kill(worker: Worker) -> None:
 async def _ended(pidfd: int) -> None:
     """Wait until a process has ended (its parent may not have reaped it yet)."""
     loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(time.monotonic()))
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
     try:
-        await ended
+        await ended.wait()
     finally:
         loop.remove_reader(pidfd)

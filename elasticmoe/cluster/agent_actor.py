@@ -52,7 +52,8 @@ class AgentActor:
         gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
         config = replace(config, memory_bytes=available_bytes(), devices=gpus)
         self._agent = Agent(config, self._deliver)
-        self._controller_name, self._controller = controller, None
+        self._controller_name = controller
+        self._controller: Any = None
         self._incarnation = secrets.token_hex(8)
         self._term = 0
         self._tasks: list[asyncio.Task[None]] = []

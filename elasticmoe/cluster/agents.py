@@ -66,16 +66,13 @@ class Agents:
     async def look(self) -> None:
         """Find nodes, place agents where workers are missing, drop those whose node is gone."""
         plain_nodes = await asyncio.to_thread(ray.nodes)
-        nodes = {
-            plain["NodeID"]: RayNode.from_ray(plain) for plain in plain_nodes if plain["Alive"]
-        }
+        found = [RayNode.from_ray(plain) for plain in plain_nodes if plain["Alive"]]
+        nodes = {node.id for node in found}
         for name, agent in list(self.by_node.items()):
             if agent.seat.node.id not in nodes:
                 await self._lose(name, "Ray says that the node is dead")
-        for seat in await self._missing_seats(list(nodes.values())):
-            placing = asyncio.ensure_future(self._place(seat))
-            self.placing[seat.name] = (seat, placing)
-            placing.add_done_callback(lambda _, name=seat.name: self.placing.pop(name))
+        for seat in await self._missing_seats(found):
+            self.placing[seat.name] = (seat, asyncio.ensure_future(self._place(seat)))
 
     async def find_again(self, names: list[str]) -> None:
         """After a restart of the controller: attach the agents that are still there."""
@@ -87,9 +84,8 @@ class Agents:
                 seat = Seat(nodes[node_id], name, capacity, {})
                 await self._attach(seat, handle)
             except (RayError, ValueError, KeyError, TimeoutError) as error:
-                await self.on_lost(
-                    name, f"its agent did not survive the controller: {reason_of(error)}"
-                )
+                reason = reason_of(error)
+                await self.on_lost(name, f"its agent did not survive the controller: {reason}")
 
     async def keep_watch(self) -> None:
         """Look for nodes and count silence, for as long as the job runs."""
@@ -182,6 +178,8 @@ class Agents:
             log.warning("agent_not_placed", node=seat.name, reason=reason_of(error))
             if handle is not None:
                 ray.kill(handle)
+        finally:
+            del self.placing[seat.name]
 
     async def _attach(self, seat: Seat, handle: Any) -> None:
         attaching = asyncio.ensure_future(handle.attach.remote(self.term))

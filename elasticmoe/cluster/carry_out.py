@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 
 from elasticmoe.cluster.agents import Agents
 from elasticmoe.cluster.connect import reason_of
+from elasticmoe.cluster.run import error_from
 from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.messages.codec import to_line
 from elasticmoe.messages.commands import (
@@ -196,20 +197,6 @@ class Hands:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def error_from(plain: dict[str, str]) -> ElasticMoEError:
-    """Rebuild an error that crossed a process boundary as `code` and `message`."""
-    kinds = {kind.code: kind for kind in _all_errors(ElasticMoEError)}
-    kind = kinds.get(plain["code"], ElasticMoEError)
-    try:
-        return kind(plain["message"])
-    except TypeError:  # it wants other arguments than a sentence
-        return ElasticMoEError(plain["message"])
-
-
-def _all_errors(base: type[ElasticMoEError]) -> list[type[ElasticMoEError]]:
-    return [base, *(kind for child in base.__subclasses__() for kind in _all_errors(child))]
 
 
 async def _wait(answer: Any) -> None:

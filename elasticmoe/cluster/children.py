@@ -4,7 +4,7 @@ import importlib
 import socket
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from elasticmoe.spec.job import JobSpec
 

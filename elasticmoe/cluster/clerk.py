@@ -7,6 +7,7 @@ forked from an agent's warm parent, answers one request and ends.
 import json
 import os
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -116,7 +117,7 @@ def _open_data(job: JobSpec) -> SampleReader:
     return SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
 
 
-TASKS: Final = {
+TASKS: Final[Mapping[str, Callable[..., Any]]] = {
     "inspect": inspect_job,
     "seal": seal_checkpoint,
     "remove": remove_checkpoint,

@@ -23,7 +23,7 @@ def start_local_ray() -> None:
     Raises:
         ClusterError: Ray does not start.
     """
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (so it is spelled)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.pop("RAY_ADDRESS", None)
     try:

@@ -1,21 +1,19 @@
 """The thin Ray shell around the controller: clock, journal, agents, HTTP; no opinions."""
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
-import socket
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import ray
 
 from elasticmoe.cluster.agents import Agents
 from elasticmoe.cluster.carry_out import Hands
+from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
 from elasticmoe.cluster.journal_file import FileJournal
 from elasticmoe.cluster.run import NAMESPACE, Run
@@ -23,7 +21,7 @@ from elasticmoe.cluster.service import Answers, Service
 from elasticmoe.controller.loop import Controller
 from elasticmoe.controller.record import Record
 from elasticmoe.controller.summary import summary
-from elasticmoe.errors import ClusterError, StorageError
+from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import by_name, decode
 from elasticmoe.messages.commands import EndJob
 from elasticmoe.messages.events import (
@@ -290,40 +288,3 @@ def start_controller(run: Run) -> Any:
         )
         .remote(run.to_text())
     )
-
-
-def lock_directory(directory: Path) -> IO[str]:
-    """Claim a job's directory for as long as the returned file is open.
-
-    Raises:
-        StorageError: it cannot be written, or another running job has it.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / "lock").open("a+")
-    except OSError as error:
-        raise StorageError(
-            f"storage.dir {directory} cannot be used: {error.strerror}. Choose another one."
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "a process that has not said who it is"
-        file.close()
-        raise StorageError(
-            f"storage.dir {directory} belongs to a running job ({owner}). Stop that one first, or "
-            "choose another directory."
-        ) from None
-    file.truncate(0)
-    file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; readers see all of it or nothing."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text + "\n")
-    beside.replace(path)

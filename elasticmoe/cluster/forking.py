@@ -38,14 +38,15 @@ def spawn_warm_parent(preload: Sequence[str], log: str) -> tuple[str, subprocess
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={
-                **os.environ,
-                **THREAD_LIMITS,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            },
+            env={**os.environ, **THREAD_LIMITS, **same_modules()},
             start_new_session=True,
         )
     return name, process
+
+
+def same_modules() -> dict[str, str]:
+    """Environment with which a new interpreter finds the modules that this one finds."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @dataclass(frozen=True, slots=True)

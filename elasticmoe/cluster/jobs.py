@@ -7,16 +7,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from elasticmoe.cluster.carry_out import error_from
-from elasticmoe.cluster.controller_actor import lock_directory
-from elasticmoe.cluster.run import DEFAULT_ENTRY, Run
-from elasticmoe.errors import ClusterError, StorageError
+from elasticmoe.cluster.directory import check_directory
+from elasticmoe.cluster.forking import same_modules
+from elasticmoe.cluster.run import DEFAULT_ENTRY, Run, error_from
+from elasticmoe.errors import ClusterError
 from elasticmoe.spec.job import JobSpec
-
-MIN_FREE_BYTES: Final = 64 * 1024 * 1024
-"""Journal and logs need some room from the start; checkpoints are checked by their size later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +60,6 @@ def submit(
     return _submit_to(run, address)
 
 
-def check_directory(directory: Path) -> None:
-    """Make sure that a job can live in a directory.
-
-    Raises:
-        StorageError: it is read-only, full, or taken by a running job.
-    """
-    lock_directory(directory).close()
-    disk = os.statvfs(directory)
-    free = disk.f_bavail * disk.f_frsize
-    if free < MIN_FREE_BYTES:
-        raise StorageError(
-            f"storage.dir {directory} has {free:,} bytes free, at least {MIN_FREE_BYTES:,} are "
-            "needed. Free space, or choose another directory."
-        )
-
-
 def _submit_here(run: Run) -> JobHandle:
     run.log_dir.mkdir(exist_ok=True)
     log = run.log_dir / "supervisor.log"
@@ -91,7 +72,7 @@ def _submit_here(run: Run) -> JobHandle:
             stderr=output,
             pass_fds=(writing,),
             start_new_session=True,  # a closed terminal or Ctrl-C does not reach it
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, **same_modules()},
         )
         os.close(writing)
         assert process.stdin is not None

@@ -12,6 +12,10 @@ BATCH_LINES: Final = 1000
 MAX_LINES: Final = 10_000
 """A worker that reports faster than the controller listens waits."""
 
+Deliver = Callable[[list[bytes]], Awaitable[bool]]
+"""Hands lines to the controller; whether this node still belongs to the job. Raises
+`ConnectionError` where no controller answers."""
+
 
 class Outbox:
     """Delivers lines one batch at a time; a batch is repeated until it was accepted.
@@ -20,7 +24,7 @@ class Outbox:
     generation that has passed are ignored by its state machine.
     """
 
-    def __init__(self, deliver: Callable[[list[bytes]], Awaitable[bool]], patience_s: float):
+    def __init__(self, deliver: Deliver, patience_s: float) -> None:
         self._deliver, self._patience_s = deliver, patience_s
         self._lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_LINES)
         self._heard_s = time.monotonic()

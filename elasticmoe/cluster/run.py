@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
+from elasticmoe.errors import ElasticMoEError
 from elasticmoe.spec.job import JobSpec
 
 NAMESPACE: Final = "elasticmoe"
@@ -136,3 +137,17 @@ def decide_grants(
         least = min(open_nodes, key=lambda node: granted.get(node, 0) + new.get(node, 0))
         new[least] = new.get(least, 0) + 1
     return new
+
+
+def error_from(plain: dict[str, str]) -> ElasticMoEError:
+    """Rebuild an error that crossed a process boundary as `code` and `message`."""
+    kinds = {kind.code: kind for kind in _all_errors(ElasticMoEError)}
+    kind = kinds.get(plain["code"], ElasticMoEError)
+    try:
+        return kind(plain["message"])
+    except TypeError:  # it wants other arguments than a sentence
+        return ElasticMoEError(plain["message"])
+
+
+def _all_errors(base: type[ElasticMoEError]) -> list[type[ElasticMoEError]]:
+    return [base, *(kind for child in base.__subclasses__() for kind in _all_errors(child))]

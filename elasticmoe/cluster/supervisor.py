@@ -36,7 +36,7 @@ def main(pipe: int, run_text: str) -> None:
     from elasticmoe.telemetry.log import get_log, start_logging
 
     start_logging(sys.stderr)
-    log = get_log(__name__)
+    log = get_log("elasticmoe.cluster.supervisor")  # not __main__
     try:
         try:
             start_local_ray()

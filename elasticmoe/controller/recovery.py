@@ -116,7 +116,7 @@ def _give_up_looping(damage: Damage, what: str) -> GiveUp:
     last = "" if first.text == what else f"; the last one was: {what}"
     reason = (
         f"{plural(damage.attempts, 'restart')} in a row without a new step "
-        f" (protection.max_restarts is {damage.max_restarts}). "
+        f"(protection.max_restarts is {damage.max_restarts}). "
         f"The first error was: {first.text}{last}.{_see(first.log)}"
     )
     return GiveUp(damage.at_s, "crash_loop", first.log, reason)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 from typing import Protocol
 import numpy as np
@@ -12,11 +13,13 @@ from elasticmoe.checkpoint.read import Checkpoint
 from elasticmoe.model.initialize import initial_unit
 from elasticmoe.model.stage import StageModel
 from elasticmoe.model.wave import Wave
+from elasticmoe.plan.cost import step_flops
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.dispatch import StageExchange
 from elasticmoe.runtime.exchange import StateExchange
 from elasticmoe.runtime.groups import Groups, Over, Rendezvous
 from elasticmoe.runtime.memory import COMPUTE_DTYPE, MASTER_DTYPE, Homes, Weights
+from elasticmoe.runtime.peak import count_processors, measure_peak
 from elasticmoe.runtime.pipeline import Pipeline
 from elasticmoe.runtime.record import StepRecord
 from elasticmoe.spec.job import JobSpec
@@ -89,11 +92,27 @@ class Gang:
     progress: Progress
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
+    """Time that forming took, by phase."""
+    peak_flops: float = 0.0
+    """Of the whole gang, FLOP/s; 0 until measured."""
 
     @property
     def is_first_member(self) -> bool:
         """Whether this member reports for the gang."""
         return self.seat.member == 0
+
+    @cached_property
+    def step_flops(self) -> float:
+        """Useful floating-point operations of a step."""
+        return step_flops(self.job, self.inventory)
+
+    def measure(self) -> None:
+        """Measure what this gang could do at most."""
+        dtype = COMPUTE_DTYPE[self.job.model.precision]
+        members, threads = len(self.seat.plan.members), self.job.workers.threads
+        self.peak_flops = measure_peak(dtype, self.device) * count_processors(
+            members, threads, self.device
+        )
 
     def waves(self) -> list[Wave]:
         """This member's view of the next step's waves."""
@@ -153,28 +172,16 @@ def form_gang(
         GangBrokenError: the generation ended before everybody was ready.
     """
     clock = Stopwatch()
-    plan, member = seat.plan, seat.member
+    plan, member, precision = seat.plan, seat.member, job.model.precision
     index = plan.stage_of_member[member]
-    stage_plan = plan.stages[index]
-    rank = stage_plan.members.index(member)
-    slots = {b: plan.slots[b][rank] for b in stage_plan.blocks if inventory.blocks[b].is_experts}
-    dtype = COMPUTE_DTYPE[job.model.precision]
     groups = Groups(plan, member, seat.rendezvous, device, over)
     on_groups(groups)  # from here on they can be broken from another thread
     over.check()
     clock.mark("groups")
-    weights = Weights(inventory, stage_plan.blocks, slots, job.model.precision, device)
-    homes = Homes(inventory, plan, member, job.model.precision, device)
-    stage = StageModel(
-        job,
-        inventory,
-        stage_plan.blocks,
-        slots,
-        is_first=index == 0,
-        is_last=index == len(plan.stages) - 1,
-        dtype=dtype,
-        device=device,
-    )
+    slots = slots_of(plan, inventory, member)
+    weights = Weights(inventory, plan.stages[index].blocks, slots, precision, device)
+    homes = Homes(inventory, plan, member, precision, device)
+    stage = build_stage(job, inventory, plan, member, device)
     weights.bind(stage)
     clock.mark("memory")
     progress = load_state(job, inventory, homes, checkpoint, device)
@@ -196,7 +203,7 @@ def form_gang(
             groups,
             stage,
             sample_shape=(job.data.seq_len, job.model.hidden_size),
-            dtype=dtype,
+            dtype=COMPUTE_DTYPE[precision],
             device=device,
         ),
         record=StepRecord(job, inventory, plan.digest, device),
@@ -208,6 +215,30 @@ def form_gang(
     gang.publish()
     clock.mark("weights")
     return gang
+
+
+def slots_of(plan: Plan, inventory: Inventory, member: int) -> dict[int, tuple[int, ...]]:
+    """Per experts block of the member's stage, the experts in its slots."""
+    stage = plan.stages[plan.stage_of_member[member]]
+    rank = stage.members.index(member)
+    return {b: plan.slots[b][rank] for b in stage.blocks if inventory.blocks[b].is_experts}
+
+
+def build_stage(
+    job: JobSpec, inventory: Inventory, plan: Plan, member: int, device: torch.device
+) -> StageModel:
+    """The layers that a member computes; its memory is bound later."""
+    index = plan.stage_of_member[member]
+    return StageModel(
+        job,
+        inventory,
+        plan.stages[index].blocks,
+        slots_of(plan, inventory, member),
+        is_first=index == 0,
+        is_last=index == len(plan.stages) - 1,
+        dtype=COMPUTE_DTYPE[job.model.precision],
+        device=device,
+    )
 
 
 def load_state(

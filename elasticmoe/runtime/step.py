@@ -144,6 +144,8 @@ def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
         "learning_rate": step.learning_rate,
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
+        "flops_per_s": gang.step_flops / seconds,
+        "mfu": gang.step_flops / seconds / gang.peak_flops if gang.peak_flops else None,
         "phases": step.seconds,
         "layers": layer_metrics(
             gang.inventory, gang.job.model.moe.top_k, result, gang.progress.running_LE

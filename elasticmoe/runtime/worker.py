@@ -44,6 +44,9 @@ from elasticmoe.runtime.step import CommittedStep, compare_homes, step_metrics, 
 from elasticmoe.spec.job import JobSpec
 
 _COMMANDS = by_name(WorkerCommand)
+_MEASURED_STEP = 3
+"""After this many steps of a generation the yardstick of MFU is measured: not before the first
+step, which somebody waits for."""
 
 
 def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> None:
@@ -204,6 +207,7 @@ def _join(
 def _train(mailbox: Mailbox, gang: Gang, writer: SnapshotWriter, form: FormGang) -> None:
     """Take steps until the schedule ends or a stop takes effect."""
     job, progress, settled = gang.job, gang.progress, form.first_command
+    first_step = progress.step
     while progress.step < job.schedule.steps:
         gang.groups.over.check()
         done = train_step(gang, mailbox.newest)
@@ -211,6 +215,8 @@ def _train(mailbox: Mailbox, gang: Gang, writer: SnapshotWriter, form: FormGang)
         actions = {command.action for command in mailbox.take(done.result.command, settled)}
         settled = max(settled, done.result.command)
         if gang.is_first_member:
+            if progress.step == first_step + _MEASURED_STEP:
+                gang.measure()
             mailbox.send(_step_report(gang, form.generation, done, settled))
         last = "stop" in actions or progress.step == job.schedule.steps
         if last or "checkpoint" in actions or progress.step % job.checkpoint.interval_steps == 0:

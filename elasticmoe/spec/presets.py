@@ -14,14 +14,14 @@ def quickstart() -> dict[str, Any]:
     return {
         "vocab_size": 256,
         "hidden_size": 128,
-        "num_layers": 4,
+        "num_layers": 3,
         "first_dense_layers": 1,
         "dense_hidden_size": 384,
         "attention": _mla(num_heads=4, q_lora_rank=64, kv_lora_rank=32, nope=16, rope=16, value=32),
         "moe": {
             "num_experts": 16,
             "top_k": 4,
-            "expert_hidden_size": 128,
+            "expert_hidden_size": 64,
             "num_shared_experts": 1,
             "num_groups": 4,
             "top_groups": 2,

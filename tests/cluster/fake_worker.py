@@ -26,7 +26,6 @@ COMMANDS = by_name(WorkerCommand)
 
 def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> None:
     """Take a step every `STEP_S` until the job's steps are done or the agent is gone."""
-    print(f"fake worker {worker} of {job.name} runs", flush=True)
     sock.sendall(to_line(WorkerReady(worker, os.getpid())))
     gang: FormGang | None = None
     step, stop, instructed = 0, False, 0
@@ -44,7 +43,8 @@ def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> 
             line, _, buffer = buffer.partition(b"\n")
             command = from_line(COMMANDS, line)
             if isinstance(command, FormGang):
-                gang, step = command, 0
+                gang = command
+                step = int(gang.checkpoint[-8:]) if gang.checkpoint else 0
                 began = time.monotonic()
                 meet(command)
                 groups_s = time.monotonic() - began
@@ -59,9 +59,9 @@ def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> 
             continue
         step += 1
         if gang.member == 0:
-            done = StepDone(
-                gang.generation, step, STEP_S, 1 / step, {}, (step, step + 1), instructed
-            )
+            size = job.batch.global_samples
+            samples = ((step - 1) * size, step * size)
+            done = StepDone(gang.generation, step, STEP_S, 1 / step, {}, samples, instructed)
             sock.sendall(to_line(done))
         if step == job.schedule.steps or stop:
             part = CheckpointPart(gang.generation, worker, step, [], {"step": step})

@@ -55,7 +55,7 @@ def run_with_agent(
             "domain": "here",
             "host": "127.0.0.1",
             "capacity": 4,
-            "job": tiny_job(tmp_path).model_dump_json(),
+            "job": tiny_job(tmp_path / 'run').model_dump_json(),
             "log_dir": str(tmp_path / "logs"),
             "entry": "fake_worker:run_worker",
             **changes,
@@ -114,7 +114,6 @@ def test_a_killed_worker_is_reported_and_the_other_is_told_that_the_generation_i
         ((_, parked),) = await controller.wait_for("WorkerParked")
         assert parked["worker"] == 1
         assert died_s - killed_s < 0.25
-        print(f"death seen after {1e3 * (died_s - killed_s):.1f} ms")
 
     run_with_agent(tmp_path, scenario)
 
@@ -129,7 +128,6 @@ def test_a_worker_started_beside_a_warm_parent_is_ready_in_milliseconds(tmp_path
 
         ready_s = (await controller.wait_for("WorkerReady", 2))[1][0]
         assert ready_s - began_s < 0.5
-        print(f"fork to ready {1e3 * (ready_s - began_s):.1f} ms")
 
     run_with_agent(tmp_path, scenario)
 

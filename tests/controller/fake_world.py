@@ -7,7 +7,9 @@ keeps the journal exactly as the real loop would.
 import heapq
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from elasticmoe.controller.history import check_history
 from elasticmoe.controller.machine import advance, outstanding, replay
 from elasticmoe.controller.record import Decided, Record, as_progress
 from elasticmoe.controller.state import JobState
@@ -188,8 +190,6 @@ class World:
         self._count += 1
         heapq.heappush(self._queue, (self.now_s + delay_s, self._count, event, still))
 
-    # ------------------------------------------------------------ faults
-
     def kill(self, worker: int, *, evidence: str = "killed by signal 9") -> None:
         """End a worker's process; its peers notice before its agent does."""
         if worker not in self.alive:
@@ -238,8 +238,6 @@ class World:
         del self.alive[worker]
         self._break(self.gang, "connection reset")
         self.at(DEATH_S, WorkerDied(0, node, worker, "exit status 1", f"logs/{worker}.txt"))
-
-    # ------------------------------------------------------------ commands
 
     def carry_out(self, command: Command) -> None:
         """Do what the brain says."""
@@ -353,3 +351,16 @@ class World:
             return False
 
         self.at(delay_s, TimePassed(0), act)
+
+
+def decisions(world: World, kind: type[Any]) -> list[Any]:
+    """Decisions of one kind that are on record."""
+    found = (record.body for record in world.records if isinstance(record.body, Decided))
+    return [one.decision for one in found if isinstance(one.decision, kind)]
+
+
+def assert_sound(world: World) -> None:
+    """What must hold after every run: nothing ignored, a sound history, a faithful journal."""
+    assert world.state.tally.ignored == 0
+    assert check_history(world.records) == []
+    assert replay(world.records) == world.state

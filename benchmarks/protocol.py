@@ -1,0 +1,142 @@
+"""What the transaction costs: second homes, preparing and the vote, toggled in running processes.
+
+Two gangs live in the same two processes. One is protected: two homes per unit, the reduced
+gradients forwarded, a vote, the mirrors' update. The other has one home per unit and no vote.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from benchmarks.figures import Report, upper_95
+from benchmarks.member import Worker, start_gang
+from benchmarks.rivals.job import Workload
+from elasticmoe.model.wave import StageOutput, Wave
+from elasticmoe.runtime.gang import Gang, Stopwatch
+from elasticmoe.runtime.step import agree, apply, prepare
+
+Phases = dict[str, float]
+"""Seconds by phase of one step."""
+Pair = tuple[Phases, Phases]
+"""Protected and unprotected."""
+
+
+class ProtocolWorker(Worker):
+    """A member of a protected and of an unprotected gang."""
+
+    def __init__(self, workload: Workload, member: int, workers: int, port: int) -> None:
+        super().__init__(workload, member, workers, port)
+        bare = replace(workload, overrides=(*workload.overrides, "protection.redundancy=1"))
+        self.bare = self.form(bare.job(), generation=2)
+
+    def steps(self, pairs: int) -> list[Pair]:
+        """Pairs of whole adjacent steps, one protected and one not; who is first alternates."""
+
+        def step(gang: Gang, protected: bool) -> Phases:
+            outputs, waves, seconds = _compute(gang)
+            return {"compute": seconds, **_commit(gang, outputs, waves, protected)}
+
+        return [self._pair(number, step) for number in range(pairs)]
+
+    def commits(self, computes: int, pairs: int) -> list[Pair]:
+        """After each computed step, pairs of commits of its gradients, protected and not.
+
+        The protected gang computes; its gradients are copied to the other one. Every commit is
+        a whole one: reduce, agree, (prepare, vote,) apply. `compute` of each pair is the step's.
+        """
+        found = []
+        for _ in range(computes):
+            outputs, waves, seconds = _compute(self.gang)
+            self.bare.weights.gradients.copy_(self.gang.weights.gradients)
+            commit = partial(_commit_computed, outputs, waves, seconds)
+            found += [self._pair(number, commit) for number in range(pairs)]
+        return found
+
+    def _pair(self, number: int, take: Callable[[Gang, bool], Phases]) -> Pair:
+        sides = ((self.gang, True), (self.bare, False))
+        found: dict[bool, Phases] = {}
+        for gang, protected in sides[:: -1 if number % 2 else 1]:
+            self.gang.groups.world.barrier()
+            found[protected] = take(gang, protected)
+        return found[True], found[False]
+
+
+def _compute(gang: Gang) -> tuple[list[StageOutput], list[Wave], float]:
+    """The first phase of `train_step`."""
+    start = time.perf_counter()
+    waves = gang.waves()
+    gang.weights.gradients.zero_()
+    outputs = gang.pipeline.run(waves, gang.ids_of(waves))
+    return outputs, waves, time.perf_counter() - start
+
+
+def _commit(
+    gang: Gang, outputs: list[StageOutput], waves: list[Wave], protected: bool
+) -> Phases:
+    """The other phases; without protection nothing is forwarded and nobody votes."""
+    clock = Stopwatch()
+    gang.state.reduce()
+    clock.mark("reduce")
+    result = agree(gang, outputs, waves, 0)
+    clock.mark("agree")
+    if protected:
+        prepare(gang, result)
+        clock.mark("prepare")
+        gang.groups.world.barrier()
+        clock.mark("vote")
+    else:
+        gang.homes.prepared.mul_(result.clip)
+        clock.mark("prepare")
+    apply(gang, result)
+    clock.mark("apply")
+    return clock.seconds
+
+
+def _commit_computed(
+    outputs: list[StageOutput], waves: list[Wave], seconds: float, gang: Gang, protected: bool
+) -> Phases:
+    return {"compute": seconds, **_commit(gang, outputs, waves, protected)}
+
+
+def measure_protocol(
+    report: Report, workload: Workload, *, computes: int, commits: int, pairs_1024: int
+) -> None:
+    """Add `protocol_share` (at the workload) and `protocol_share_1024` (1,024 tokens a step)."""
+    crew, _store = start_gang(ProtocolWorker, workload, 2)
+    with crew:
+        crew.call("commits", 1, 2)
+        found = _slowest(crew.call("commits", computes, commits))
+    tokens = workload.step_tokens
+    report.section(f"protocol, 2 workers, {tokens} tokens a step: {len(found)} pairs of commits")
+    _add(report, found, "protocol_share", most=0.03)
+    samples = max(1024 // workload.seq_len, 2)
+    few = replace(workload, samples=samples, waves=1)
+    crew, _store = start_gang(ProtocolWorker, few, 2)
+    with crew:
+        crew.call("steps", 3)
+        found = _slowest(crew.call("steps", pairs_1024))
+    report.section(f"protocol, {few.step_tokens} tokens a step: {len(found)} pairs of steps")
+    _add(report, found, "protocol_share_1024", most=None)
+
+
+def _slowest(of_workers: list[list[Pair]]) -> list[Pair]:
+    """Each pair as the worker saw it whose two sides took longest together."""
+    return [
+        max(pairs, key=lambda pair: sum(sum(phases.values()) for phases in pair))
+        for pairs in zip(*of_workers, strict=True)
+    ]
+
+
+def _add(report: Report, pairs: list[Pair], name: str, most: float | None) -> None:
+    for side, title in enumerate(("protected", "unprotected")):
+        for phase in pairs[0][side]:
+            report.times(f"{title}: {phase}", [pair[side][phase] for pair in pairs])
+    steps = [sum(on.values()) for on, _ in pairs]
+    extra = [sum(on.values()) - sum(off.values()) for on, off in pairs]
+    report.times("extra of the protocol per step", extra)
+    step = statistics.fmean(steps)
+    report.note("share: mean of the pairs", f"{statistics.fmean(extra) / step:10.4f}")
+    report.note("share: median of the pairs", f"{statistics.median(extra) / step:10.4f}")
+    report.figure(name, upper_95(extra) / step, most=most)
