@@ -50,15 +50,16 @@ def part_failed(state: JobState, report: CheckpointFailed) -> Outcome:
 
 
 def sealed(state: JobState, event: CheckpointSealed) -> Outcome:
-    """A checkpoint exists. One of a timeline that was left comes too late and is deleted."""
+    """A checkpoint exists. One of a generation that is over comes too late to go on from; it stays
+    where it is until its step is saved again, since both share a directory."""
     seal = _seal(state, event.step, event.generation)
     if seal is None:
         known = any(checkpoint.step == event.step for checkpoint in state.checkpoints)
         return stale(state) if known else ignored(state)
     state = replace(state, sealing=tuple(one for one in state.sealing if one is not seal))
-    new = Checkpoint(event.step, event.uri)
     if seal.generation != state.generation:
-        return replace(state, deleted=(*state.deleted, new)), (_delete(new),)
+        return stale(state)
+    new = Checkpoint(event.step, event.uri)
     state = counted(state, checkpoints_sealed=1)
     others = tuple(checkpoint for checkpoint in state.checkpoints if checkpoint.step != event.step)
     every = tuple(sorted((*others, new), key=lambda checkpoint: checkpoint.step))

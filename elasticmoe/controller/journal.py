@@ -1,7 +1,7 @@
 """The journal as lines of text: numbered JSON with a checksum in front.
 
-A line is sixteen hexadecimal digits (of the rest's SHA-256), a blank, and one JSON object. The pure half
-only: files are written by `cluster`.
+A line is sixteen hexadecimal digits (of the rest's SHA-256), a blank, and one JSON object. The
+pure half only: files are written by `cluster`.
 """
 
 import hashlib

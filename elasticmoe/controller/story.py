@@ -103,8 +103,8 @@ class Story:
             case Recover():
                 self._in_outage = True
                 return decision.reason if decision.attempt > 1 else None
-            case Drain():
-                return f"coming to an end: {decision.reason}" if decision.number >= 0 else None
+            case Drain(purpose="grow"):
+                return f"growing: {decision.reason}"
             case TakeCheckpoint():
                 return f"taking a checkpoint: {decision.reason}"
             case Fence() | Finish() | Stop():

@@ -109,10 +109,9 @@ class Gang:
     def measure(self) -> None:
         """Measure what this gang could do at most."""
         dtype = COMPUTE_DTYPE[self.job.model.precision]
-        members, threads = len(self.seat.plan.members), self.job.workers.threads
-        self.peak_flops = measure_peak(dtype, self.device) * count_processors(
-            members, threads, self.device
-        )
+        nodes = [member.node for member in self.seat.plan.members]
+        processors = count_processors(nodes, self.job.workers.threads, self.device)
+        self.peak_flops = measure_peak(dtype, self.device) * processors
 
     def waves(self) -> list[Wave]:
         """This member's view of the next step's waves."""

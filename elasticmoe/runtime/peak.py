@@ -1,6 +1,8 @@
 """How fast this machine multiplies matrices: the yardstick of MFU."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from time import perf_counter
 
 import torch
@@ -26,8 +28,16 @@ def measure_peak(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / best_s
 
 
-def count_processors(members: int, threads: int, device: torch.device) -> float:
-    """Workers that can really compute at once, if all share this machine."""
+def count_processors(nodes: Iterable[str], threads: int, device: torch.device) -> float:
+    """Workers that can really compute at once, if every node is like this one.
+
+    Args:
+        nodes: the node of each member.
+        threads: CPU threads per worker.
+        device: of the workers.
+    """
+    workers_on_node = Counter(nodes)
     if device.type != "cpu":
-        return float(members)
-    return min(float(members), (os.cpu_count() or 1) / threads)
+        return float(workers_on_node.total())
+    room = (os.cpu_count() or 1) / threads
+    return sum(min(float(workers), room) for workers in workers_on_node.values())

@@ -129,6 +129,7 @@ class World:
     on_step: dict[int, Callable[[], None]] = field(default_factory=dict)
     on_event: Callable[[Event], None] | None = None
     seals_work: bool = True
+    seal_s: float = SEAL_S
     starts_die: bool = False
     fails_at: dict[int, str] = field(default_factory=dict)
     """Step -> error code that member 0 ends with, every time."""
@@ -321,10 +322,10 @@ class World:
     def _seal(self, command: SealCheckpoint) -> None:
         uri = f"checkpoints/{command.step}-{command.generation}"
         if not self.seals_work:
-            self.at(SEAL_S, CheckpointLost(0, command.step, "disk full", command.generation))
+            self.at(self.seal_s, CheckpointLost(0, command.step, "disk full", command.generation))
             return
         self.sealed[uri] = command.step
-        self.at(SEAL_S, CheckpointSealed(0, command.step, uri, 1000, command.generation))
+        self.at(self.seal_s, CheckpointSealed(0, command.step, uri, 1000, command.generation))
 
     def _break(self, gang: Gang, reason: str) -> None:
         if gang.broken:

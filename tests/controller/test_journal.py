@@ -69,7 +69,7 @@ def test_a_whole_line_of_a_newer_version_is_refused_and_not_taken_for_a_torn_one
     text = newer.partition(b" ")[2].rstrip(b"\n")
     signed = b"%s %s\n" % (journal._checksum(text), text)
 
-    with pytest.raises(JournalError, match="cannot be understood.*MoonPassed"):
+    with pytest.raises(JournalError, match=r"cannot be understood.*MoonPassed"):
         decode_records([signed])
 
 
@@ -79,7 +79,7 @@ def test_every_flipped_bit_is_noticed(position: int, bit: int) -> None:
     flipped = bytearray(line)
     flipped[position % len(line)] ^= 1 << bit
 
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         decode_record(bytes(flipped))
 
 

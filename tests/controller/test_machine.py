@@ -280,3 +280,31 @@ def test_a_checkpoint_on_demand_is_taken_once() -> None:
     world.run(until=lambda: world.state.committed_step == 9)
 
     assert [checkpoint.step for checkpoint in world.state.checkpoints] == [4]
+
+
+def test_a_recovery_waits_for_a_checkpoint_that_is_being_sealed() -> None:
+    world = World(seal_s=1.0)
+    world.on_step[21] = lambda: world.kill(1)
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["kill 1"]
+    (recovery,) = decisions(world, Recover)
+    assert recovery.step == 20
+    assert_sound(world)
+
+
+def test_a_seal_that_comes_after_the_rollback_is_not_gone_on_from() -> None:
+    world = World(seal_s=9.0)
+    world.on_step[21] = lambda: world.kill(1)
+    world.submit()
+    world.run(until=lambda: world.state.generation == 2)
+    assert world.state.committed_step == 0
+
+    world.run()
+
+    assert world.fired == ["kill 1"]
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.stale == 2
+    assert_sound(world)

@@ -39,22 +39,23 @@ def test_a_run_with_a_kill_reads_like_this() -> None:
 def test_growing_and_stopping_give_their_reasons() -> None:
     world = World(nodes={"a": 2}, job=small_job(workers={"settle_s": 0.2}))
     world.on_step[3] = lambda: world.add_node("b", 2)
-    world.on_step[20] = lambda: world.at(0, StopAsked(0, "you"))
+    world.on_step[23] = lambda: world.at(0, StopAsked(0, "you"))
     world.submit()
 
     world.run()
 
     assert world.fired == ["add b"]
-    assert told(world)[-9:] == [
+    assert told(world)[-10:] == [
         "node b is up: room for 2 workers",
         "starting workers 2 and 3 on node b: room for 2 more stayed healthy",
-        "coming to an end: 2 new workers stayed healthy",
-        "checkpoint of step 7 saved (0.0 MB)",
-        "4 workers train from step 8 (workers 0 to 3)",
+        "growing: 2 new workers stayed healthy",
+        "checkpoint of step 6 saved (0.0 MB)",
+        "4 workers train from step 7 (workers 0 to 3)",
         "checkpoint of step 10 saved (0.0 MB)",
+        "checkpoint of step 20 saved (0.0 MB)",
         "you asked to stop",
-        "coming to an end: you asked to stop",
-        "stopped by you at step 21; saved in checkpoints/21-2",
+        "checkpoint of step 24 saved (0.0 MB)",
+        "stopped by you at step 24; saved in checkpoints/24-2",
     ]
 
 
