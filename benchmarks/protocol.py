@@ -5,17 +5,14 @@ gradients forwarded, a vote, the mirrors' update. The other has one home per uni
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from benchmarks.figures import Report, upper_95
 from benchmarks.member import Worker, start_gang
 from benchmarks.rivals.job import Workload
-from elasticmoe.model.wave import StageOutput, Wave
-from elasticmoe.runtime.gang import Gang, Stopwatch
-from elasticmoe.runtime.step import agree, apply, prepare
+from benchmarks.steps import Computed, commit, compute
+from elasticmoe.runtime.gang import Gang
 
 Phases = dict[str, float]
 """Seconds by phase of one step."""
@@ -35,8 +32,7 @@ class ProtocolWorker(Worker):
         """Pairs of whole adjacent steps, one protected and one not; who is first alternates."""
 
         def step(gang: Gang, protected: bool) -> Phases:
-            outputs, waves, seconds = _compute(gang)
-            return {"compute": seconds, **_commit(gang, outputs, waves, protected)}
+            return commit(gang, compute(gang), protected=protected)
 
         return [self._pair(number, step) for number in range(pairs)]
 
@@ -48,10 +44,9 @@ class ProtocolWorker(Worker):
         """
         found = []
         for _ in range(computes):
-            outputs, waves, seconds = _compute(self.gang)
+            computed = compute(self.gang)
             self.bare.weights.gradients.copy_(self.gang.weights.gradients)
-            commit = partial(_commit_computed, outputs, waves, seconds)
-            found += [self._pair(number, commit) for number in range(pairs)]
+            found += [self._pair(number, _commits_of(computed)) for number in range(pairs)]
         return found
 
     def _pair(self, number: int, take: Callable[[Gang, bool], Phases]) -> Pair:
@@ -63,41 +58,8 @@ class ProtocolWorker(Worker):
         return found[True], found[False]
 
 
-def _compute(gang: Gang) -> tuple[list[StageOutput], list[Wave], float]:
-    """The first phase of `train_step`."""
-    start = time.perf_counter()
-    waves = gang.waves()
-    gang.weights.gradients.zero_()
-    outputs = gang.pipeline.run(waves, gang.ids_of(waves))
-    return outputs, waves, time.perf_counter() - start
-
-
-def _commit(
-    gang: Gang, outputs: list[StageOutput], waves: list[Wave], protected: bool
-) -> Phases:
-    """The other phases; without protection nothing is forwarded and nobody votes."""
-    clock = Stopwatch()
-    gang.state.reduce()
-    clock.mark("reduce")
-    result = agree(gang, outputs, waves, 0)
-    clock.mark("agree")
-    if protected:
-        prepare(gang, result)
-        clock.mark("prepare")
-        gang.groups.world.barrier()
-        clock.mark("vote")
-    else:
-        gang.homes.prepared.mul_(result.clip)
-        clock.mark("prepare")
-    apply(gang, result)
-    clock.mark("apply")
-    return clock.seconds
-
-
-def _commit_computed(
-    outputs: list[StageOutput], waves: list[Wave], seconds: float, gang: Gang, protected: bool
-) -> Phases:
-    return {"compute": seconds, **_commit(gang, outputs, waves, protected)}
+def _commits_of(computed: Computed) -> Callable[[Gang, bool], Phases]:
+    return lambda gang, protected: commit(gang, computed, protected=protected)
 
 
 def measure_protocol(

@@ -6,21 +6,21 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elasticmoe.cluster.agent import Agent, AgentConfig
+from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.memory import available_bytes
+from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run, Seat
 from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.telemetry.log import get_log, start_logging
 
 log = get_log(__name__)
-
-RAYLET_POLL_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,19 @@ class Hello:
 class AgentActor:
     """Runs an `Agent` in a Ray process; refuses controllers of an older term."""
 
-    def __init__(self, config: AgentConfig, controller: str) -> None:
+    def __init__(self, config: AgentConfig, controller: str, ours: bool) -> None:
         """Start at once whatever takes long.
 
         Args:
             config: this node's part of the job.
             controller: Ray name of the controller.
+            ours: Ray was started for this job alone.
         """
         os.makedirs(config.log_dir, exist_ok=True)
         path = os.path.join(config.log_dir, f"agent-{config.node}.log")
         start_logging(open(path, "a", buffering=1))  # noqa: SIM115  (for the life of the process)
         logging.captureWarnings(True)
-        self._raylet = os.getppid()
+        self._raylet = Raylet(ours=ours)
         nice = _undo_niceness()
         gpus = tuple(str(gpu) for gpu in ray.get_gpu_ids())
         config = replace(config, memory_bytes=available_bytes(), devices=gpus)
@@ -70,7 +71,7 @@ class AgentActor:
             await self._agent.start()
             loop = asyncio.get_running_loop()
             self._tasks = [
-                loop.create_task(self._watch_raylet()),
+                loop.create_task(self._raylet.end_with_it(self._agent.close)),
                 loop.create_task(self._leave_when_over()),
             ]
             log.info("attached", term=term, node=self._agent.config.node)
@@ -138,18 +139,10 @@ class AgentActor:
             answer = await self._controller.post_reports.remote(node, self._incarnation, lines)
         except (RayError, ValueError, ElasticMoEError) as error:
             self._controller = None
-            raise ConnectionError(str(error)) from error
+            raise ConnectionError(reason_of(error)) from error
         if answer is None:
             raise ConnectionError("the controller does not know this agent yet")
         return answer
-
-    async def _watch_raylet(self) -> None:
-        """Ray ends an actor whose raylet is gone, but not always, and never its children."""
-        while os.getppid() == self._raylet:
-            await asyncio.sleep(RAYLET_POLL_S)
-        log.error("raylet_gone", pid=self._raylet)
-        self._agent.close()
-        os._exit(1)
 
     async def _leave_when_over(self) -> None:
         await self._agent.over.wait()
@@ -186,7 +179,7 @@ def place_agent(run: Run, seat: Seat, warm_parent: str | None = None) -> Any:
             num_gpus=seat.resources.get("GPU", 0),
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node.id, soft=False),
         )
-        .remote(config, run.controller_name)
+        .remote(config, run.controller_name, run.ours)
     )
 
 

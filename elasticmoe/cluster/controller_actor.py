@@ -16,6 +16,7 @@ from elasticmoe.cluster.carry_out import Hands
 from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
 from elasticmoe.cluster.journal_file import FileJournal
+from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run
 from elasticmoe.cluster.service import Answers, Service
 from elasticmoe.controller.loop import Controller
@@ -58,6 +59,7 @@ class ControllerActor:
         os.makedirs(self._run.log_dir, exist_ok=True)
         start_logging((self._run.log_dir / "controller.log").open("a", buffering=1))
         logging.captureWarnings(True)
+        self._raylet = Raylet(ours=self._run.ours)
         self._now_s = 0.0
         self._controller: Controller | None = None
         self._agents: Agents | None = None
@@ -65,7 +67,9 @@ class ControllerActor:
         self._too_early: list[tuple[str, list[bytes]]] = []
         self._over = asyncio.Event()
         self._outcome: dict[str, Any] = {}
-        self._beginning = asyncio.get_running_loop().create_task(self._take_over())
+        loop = asyncio.get_running_loop()
+        self._beginning = loop.create_task(self._take_over())
+        self._tasks = [loop.create_task(self._raylet.end_with_it(lambda: None))]
 
     async def begin(self) -> dict[str, Any]:
         """Wait until the job runs; return what `service.json` holds.
@@ -121,7 +125,7 @@ class ControllerActor:
         if records:
             await self._agents.find_again(list(controller.state.nodes))
         loop = asyncio.get_running_loop()
-        self._tasks = [
+        self._tasks += [
             loop.create_task(self._run_controller(controller)),
             loop.create_task(self._agents.keep_watch()),
         ]
@@ -220,14 +224,20 @@ class ControllerActor:
             if plain["kind"] == "Notice":
                 self._narrator.notice(self._now(), plain["text"])
                 continue
-            if plain["kind"] in _REPORTS:
-                report = decode(_REPORTS, plain)
-                event: Event = Reported(self._now(), node, report)
-                if isinstance(report, StepDone):
-                    self._narrator.step_done(self._now(), report)
-            else:
-                event = replace(decode(_EVENTS, plain), at_s=self._now())
+            try:
+                event = self._event(node, plain)
+            except ValueError as error:  # of another version: to repeat it would not help
+                log.error("bad_message", node=node, reason=str(error))
+                continue
             await self._post(event)
+            if isinstance(event, Reported) and isinstance(event.report, StepDone):
+                self._narrator.step_done(event.at_s, event.report)
+
+    def _event(self, node: str, plain: dict[str, Any]) -> Event:
+        if plain["kind"] in _REPORTS:
+            return Reported(self._now(), node, decode(_REPORTS, plain))
+        event: Event = decode(_EVENTS, plain)
+        return replace(event, at_s=self._now())
 
     async def _post(self, event: Event) -> None:
         if self._controller is None:

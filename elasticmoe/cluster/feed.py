@@ -4,6 +4,8 @@ import json
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, Final
@@ -20,7 +22,10 @@ from elasticmoe.messages.events import (
     WorkerDied,
 )
 from elasticmoe.messages.worker import StepDone, WorkerReady
+from elasticmoe.telemetry.log import get_log
 from elasticmoe.telemetry.metrics import Metrics
+
+log = get_log(__name__)
 
 MAX_LINES: Final = 20_000
 """Older lines are forgotten here; the journal has them."""
@@ -59,6 +64,15 @@ class Feed:
             return list(enumerate(islice(self._lines, skip, None), first + skip))
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Whatever goes wrong in telling people about the job must not stop it."""
+    try:
+        yield
+    except Exception:
+        log.exception("not_told")
+
+
 class Narrator:
     """Turns what the controller records into lines and metrics. Decides nothing."""
 
@@ -78,6 +92,10 @@ class Narrator:
 
     def recorded(self, record: Record) -> None:
         """A record was written."""
+        with _telling():
+            self._recorded(record)
+
+    def _recorded(self, record: Record) -> None:
         sentence = self._story.tell(record)
         if sentence is not None:
             self.feed.add("story", sentence.at_s, text=sentence.text)
@@ -108,6 +126,10 @@ class Narrator:
 
     def step_done(self, at_s: float, done: StepDone) -> None:
         """A step was committed."""
+        with _telling():
+            self._step_done(at_s, done)
+
+    def _step_done(self, at_s: float, done: StepDone) -> None:
         self.feed.add(
             "step",
             at_s,
@@ -121,9 +143,8 @@ class Narrator:
             self.metrics.add("elasticmoe_repeated_steps_total")
         self._newest_step = max(self._newest_step, done.step)
         self.metrics.set("elasticmoe_generation", done.generation)
-        self.metrics.observe_step(
-            done.step, seconds=done.seconds, loss=done.loss, report=done.metrics
-        )
+        known = {name: value for name, value in done.metrics.items() if value is not None}
+        self.metrics.observe_step(done.step, seconds=done.seconds, loss=done.loss, report=known)
         if self._outage is not None and self._outage[1]:
             since_s, rung = self._outage
             self.metrics.observe("elasticmoe_recovery_duration_seconds", at_s - since_s, rung=rung)

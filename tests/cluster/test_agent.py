@@ -55,7 +55,7 @@ def run_with_agent(
             "domain": "here",
             "host": "127.0.0.1",
             "capacity": 4,
-            "job": tiny_job(tmp_path / 'run').model_dump_json(),
+            "job": tiny_job(tmp_path / "run").model_dump_json(),
             "log_dir": str(tmp_path / "logs"),
             "entry": "fake_worker:run_worker",
             **changes,
