@@ -31,9 +31,9 @@ $(SETUP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-data: $(STDLIB)/manifest.json
+data: $(STDLIB)/dataset.json
 
-$(STDLIB)/manifest.json: | $(SETUP)
+$(STDLIB)/dataset.json: | $(SETUP)
 	$(BIN)/elasticmoe data pack --stdlib --out $(STDLIB)
 
 lint: setup

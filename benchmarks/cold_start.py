@@ -26,7 +26,7 @@ CLI = "import sys; from elasticmoe.cli import main; sys.exit(main())"
 
 
 def measure_cold_start(report: Report, workload: Workload, pairs: int) -> None:
-    """Add `cold_start_vs_ray_train`; a first run of each fills the disk caches and is not counted."""
+    """Add `cold_start_vs_ray_train`; a first run of each fills the caches and does not count."""
     ours: list[float] = []
     rivals: list[float] = []
     for number in range(pairs + 1):
@@ -35,7 +35,8 @@ def measure_cold_start(report: Report, workload: Workload, pairs: int) -> None:
             seconds = start(workload)
             if number:
                 found.append(seconds)
-    report.section(f"cold start, 2 workers, {workload.preset}, {workload.step_tokens} tokens a step")
+    tokens = workload.step_tokens
+    report.section(f"cold start, 2 workers, {workload.preset}, {tokens} tokens a step")
     report.times("elasticmoe train: process start to first step", ours)
     report.times("Ray Train: process start to first step", rivals)
     ratio = statistics.median(ours) / statistics.median(rivals)

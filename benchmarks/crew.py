@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -43,14 +42,17 @@ class Crew:
             listener.bind(address)
             listener.listen(size)
             listener.settimeout(0.2)
-            self._processes = [
-                subprocess.Popen(
-                    [*command, "--orders", address],
-                    env=worker_environment(environment),
-                    stdout=sys.stderr,
-                )
-                for command in commands
-            ]
+            self._output = Path(self._home) / "output.txt"
+            with self._output.open("ab") as output:
+                self._processes = [
+                    subprocess.Popen(
+                        [*command, "--orders", address],
+                        env=worker_environment(environment),
+                        stdout=output,
+                        stderr=output,
+                    )
+                    for command in commands
+                ]
             self._workers = self._gather(listener, size)
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
@@ -94,14 +96,18 @@ class Crew:
             except TimeoutError:
                 ended = [p for p in self._processes if p.poll() is not None]
                 if ended or time.monotonic() > deadline:
+                    said = self._said()
                     self.close()
                     state = f"ended with {ended[0].returncode}" if ended else "did not report"
-                    raise CrewError(f"{self.name} {state} before it was ready") from None
+                    raise CrewError(f"{self.name} {state} before it was ready\n{said}") from None
                 continue
             accepted.setblocking(True)
             connection = Connection(accepted.detach())
             found[connection.recv()] = connection
         return [found[rank] for rank in sorted(found)]
+
+    def _said(self) -> str:
+        return self._output.read_text(errors="replace")[-5000:]
 
     def _answer(self, connection: Connection) -> tuple[bool, Any]:
         if not connection.poll(ANSWER_TIMEOUT_S):
@@ -109,7 +115,7 @@ class Crew:
         try:
             answer: tuple[bool, Any] = connection.recv()
         except EOFError:
-            raise CrewError(f"{self.name}: a worker ended") from None
+            raise CrewError(f"{self.name}: a worker ended\n{self._said()}") from None
         return answer
 
 

@@ -44,9 +44,8 @@ class DispatchWorker(Worker):
         hidden_SPD, self._call = caught[0]
         self._hidden_SPD = hidden_SPD.detach().requires_grad_()
         self._tokens_TD = hidden_SPD.detach().flatten(0, 1).requires_grad_()
-        choice = choose(
-            route(module.router, self._tokens_TD), self._call.wave.bias_LE[self._call.row], module.moe
-        )
+        bias_E = self._call.wave.bias_LE[self._call.row]
+        choice = choose(route(module.router, self._tokens_TD), bias_E, module.moe)
         self._chosen_TK = choice.chosen_TK
         self._weights_TK = choice.weights_TK.detach().requires_grad_()
 
@@ -60,15 +59,18 @@ class DispatchWorker(Worker):
         turns: dict[str, Callable[[], Tensor | None]] = {
             "ours": lambda: self._ours(chosen_TK),
             "plain": lambda: self._plain(chosen_TK),
-            "bare": self._make_bare(chosen_TK, times=4 if backward else 2),
+            "bare": self._make_bare(chosen_TK, 4 if backward else 2, _torch_all_to_all),
+            "bare, our wait": self._make_bare(
+                chosen_TK, 4 if backward else 2, self.gang.groups.stage.all_to_all
+            ),
             "layer": lambda: self._moe(self._hidden_SPD, self._call)[0],
         }
         self._check(turns)
         gradient = torch.randn_like(self._tokens_TD)
         found: dict[str, list[float]] = {name: [] for name in turns}
         names = list(turns)
-        for number in range(-3, rounds):
-            for name in names[number % 4 :] + names[: number % 4]:
+        for number in range(-len(names), rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
                 dist.barrier()
                 start = time.perf_counter()
                 out = turns[name]()
@@ -98,7 +100,9 @@ class DispatchWorker(Worker):
             self._tokens_TD, chosen_TK, self._weights_TK, experts, _identity
         )
 
-    def _make_bare(self, chosen_TK: Tensor, times: int) -> Callable[[], None]:
+    def _make_bare(
+        self, chosen_TK: Tensor, times: int, all_to_all: Callable[..., object]
+    ) -> Callable[[], None]:
         """All-to-alls of the same bytes between buffers that are there already."""
         experts = self._moe.moe.num_experts
         sent = chosen_TK.flatten().bincount(minlength=experts).view(self.workers, -1).sum(1)
@@ -110,8 +114,8 @@ class DispatchWorker(Worker):
 
         def run() -> None:
             for _ in range(times // 2):
-                dist.all_to_all_single(arrived, outgoing, back, there)
-                dist.all_to_all_single(outgoing, arrived, there, back)
+                all_to_all(arrived, outgoing, back, there)
+                all_to_all(outgoing, arrived, there, back)
 
         return run
 
@@ -131,15 +135,17 @@ class DispatchWorker(Worker):
         torch.testing.assert_close(turns["ours"](), turns["plain"](), rtol=1e-4, atol=1e-5)
 
 
+def _torch_all_to_all(output: Tensor, source: Tensor, received: list[int], sent: list[int]) -> None:
+    dist.all_to_all_single(output, source, received, sent)
+
+
 def _identity(rows_MD: Tensor, per_slot: list[int]) -> Tensor:
     return rows_MD
 
 
 def measure_dispatch(report: Report, workload: Workload, rounds: int, warmup_steps: int) -> None:
     """Add `dispatch_overhead_share` and `dispatch_vs_plain`, with natural and balanced routing."""
-    one = replace(
-        workload, overrides=(*workload.overrides, "parallel.expert_replicas=one")
-    )
+    one = replace(workload, overrides=(*workload.overrides, "parallel.expert_replicas=one"))
     crew, _store = start_gang(DispatchWorker, one, 2)
     with crew:
         crew.call("prepare", warmup_steps)

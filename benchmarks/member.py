@@ -55,7 +55,10 @@ class Worker:
         """Join torch's default process group too, for hand-written collectives."""
         store = dist.TCPStore("127.0.0.1", self.port, None, False)
         dist.init_process_group(
-            "gloo", store=dist.PrefixStore("torch", store), rank=self.member, world_size=self.workers
+            "gloo",
+            store=dist.PrefixStore("torch", store),
+            rank=self.member,
+            world_size=self.workers,
         )
 
     def take(self, steps: int, waves: int | None = None) -> list[float]:

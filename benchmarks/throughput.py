@@ -44,9 +44,27 @@ class Size:
     cold_pairs: int
 
 
-FULL = Size(Workload(), 7, 2, (1, 2, 4, 8), 200, 20, 10, 200, 5)
+FULL = Size(
+    Workload(),
+    pairs=5,
+    turn_steps=1,
+    sweep=(2, 4, 8),
+    rounds=150,
+    computes=10,
+    commits=20,
+    pairs_1024=200,
+    cold_pairs=5,
+)
 QUICK = Size(
-    Workload(preset="quickstart", samples=4, seq_len=32, waves=2), 2, 1, (1, 2), 4, 2, 3, 4, 1
+    Workload(preset="quickstart", samples=4, seq_len=32, waves=2),
+    pairs=2,
+    turn_steps=1,
+    sweep=(1, 2),
+    rounds=4,
+    computes=2,
+    commits=3,
+    pairs_1024=4,
+    cold_pairs=1,
 )
 
 
@@ -91,7 +109,7 @@ def measure_two_workers(report: Report, size: Size) -> None:
             if size.workload.samples // 2 % waves == 0
         }
         ratio = _compare(report, "2 workers against torchrun DDP", size, ours, tried)
-        phases = ours.call("phases", size.turn_steps + 1)[0]
+        phases = ours.call("phases", 2)[0]
     for phase in phases[0]:
         report.times(f"elasticmoe: of which {phase}", [step[phase] for step in phases])
     report.figure("two_workers_vs_ddp", ratio, least=1.0)
@@ -102,16 +120,17 @@ def _compare(
 ) -> float:
     """Find the rival's best settings, then alternate; returns our speed over the rival's."""
     report.section(f"{title}, {size.workload.step_tokens} tokens a step")
-    ours.take(2)
+    ours.take(1)
     best: dict[str, float] = {}
     for name, (crew, waves) in tried.items():
         crew.take(1, waves)
-        seconds = crew.take(2, waves)
+        seconds = crew.take(1, waves)
         report.times(f"sweep: {name}", seconds)
         best[name] = min(seconds)
     name = min(best, key=best.__getitem__)
     crew, waves = tried[name]
     crew.take(1, waves)
+    ours.take(1)
     mine: list[float] = []
     theirs: list[float] = []
     ratios = []

@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 from elasticmoe.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from elasticmoe.trainer import ElasticMoETrainer, train
+    from elasticmoe.api import train
+    from elasticmoe.trainer import ElasticMoETrainer
 
 __all__ = ["ElasticMoETrainer", "__version__", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the trainer only when asked for: it brings torch and Ray, which take seconds."""
-    if name in ("ElasticMoETrainer", "train"):
-        from elasticmoe import trainer
+    """Load torch and Ray only when asked for: they take seconds."""
+    if name == "train":
+        from elasticmoe.api import train
 
-        return getattr(trainer, name)
+        return train
+    if name == "ElasticMoETrainer":
+        from elasticmoe.trainer import ElasticMoETrainer
+
+        return ElasticMoETrainer
     raise AttributeError(f"module 'elasticmoe' has no attribute {name!r}")

@@ -64,9 +64,7 @@ def run(loop: TorchLoop, args: argparse.Namespace, *, name: str, launched_s: flo
             continue  # torchft: the team changed during the step, which is done again
         seconds.append(time.perf_counter() - start)
         first_step_s = first_step_s or time.time() - launched_s
-        events.emit(
-            "step", step=loop.steps_done, seconds=seconds[-1], loss_share=loop.loss_share
-        )
+        events.emit("step", step=loop.steps_done, seconds=seconds[-1], loss_share=loop.loss_share)
         if args.checkpoint_dir and loop.steps_done % args.checkpoint_every == 0:
             save(loop, checkpoint)
     events.emit(

@@ -54,7 +54,6 @@ def dispatch_and_combine(
     mine = torch.arange(counts_WX.shape[1]).repeat(world)
     by_expert = mine.repeat_interleave(arriving_WX.flatten()).argsort(stable=True)
     out_MD = experts(arrived_MD.index_select(0, by_expert), arriving_WX.sum(0).tolist())
-    ordered_MD = torch.empty_like(out_MD).index_copy(0, by_expert, out_MD)
-    back_MD = _AllToAll.apply(ordered_MD, sent, received)
+    back_MD = _AllToAll.apply(out_MD.index_select(0, by_expert.argsort()), sent, received)
     weighted_MD = back_MD * weights_TK.flatten()[order, None]
     return torch.zeros_like(tokens_TD).index_add(0, token_of_row, weighted_MD)

@@ -106,7 +106,9 @@ def launch(args: argparse.Namespace) -> int:
         quorum_tick_ms=args.quorum_tick_ms,
         heartbeat_timeout_ms=args.heartbeat_timeout_ms,
     )
-    environment = worker_environment({"TORCHFT_LIGHTHOUSE": lighthouse.address(), "RUST_LOG": "warn"})
+    environment = worker_environment(
+        {"TORCHFT_LIGHTHOUSE": lighthouse.address(), "RUST_LOG": "warn"}
+    )
 
     def start(rank: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], f"--rank={rank}"]

@@ -28,11 +28,14 @@ ENVIRONMENT = {
 }
 
 
-def launch_command(workers: int, *arguments: str, max_restarts: int = 0) -> list[str]:
-    """The torchrun command line."""
+def launch_command(
+    workers: int, *arguments: str, max_restarts: int = 0, monitor_interval_s: float = 0.1
+) -> list[str]:
+    """The torchrun command line; `monitor_interval_s`: how often it looks for dead workers."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={workers}", f"--max-restarts={max_restarts}"]
-    return [*launcher, "--monitor-interval=0.05", str(Path(__file__).resolve()), *arguments]
+    launcher += [f"--monitor-interval={monitor_interval_s}"]
+    return [*launcher, str(Path(__file__).resolve()), *arguments]
 
 
 def main() -> None:
@@ -42,7 +45,12 @@ def main() -> None:
     parser.add_argument("--sum", choices=["flat", "ddp"], default="flat", dest="how")
     args = parser.parse_args()
     if "RANK" not in os.environ:
-        command = launch_command(args.workers, *sys.argv[1:], max_restarts=args.max_restarts)
+        command = launch_command(
+            args.workers,
+            *sys.argv[1:],
+            max_restarts=args.max_restarts,
+            monitor_interval_s=0.02,
+        )
         sys.exit(subprocess.call(command, env=worker_environment(ENVIRONMENT)))
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

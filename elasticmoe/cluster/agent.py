@@ -97,6 +97,7 @@ class Agent:
         self._link: WarmParentLink | None = None
         self._warm_name = config.warm_parent or self._spawn()
         self._was_warm = False
+        self._gone_because = ""
         self._stores = StoreKeeper(config.host, self._fork)
 
     async def start(self) -> None:
@@ -199,7 +200,8 @@ class Agent:
         finally:
             writer.close()
         if not answer:
-            raise ClusterError(f"{request['task']} ended without an answer; see {log_file}")
+            why = f" ({self._gone_because})" if self._gone_because else ""
+            raise ClusterError(f"{request['task']} ended without an answer{why}; see {log_file}")
         return json.loads(answer)
 
     async def end(self, reason: str) -> None:
@@ -276,7 +278,7 @@ class Agent:
             self._stores.on_exited(child, evidence)
 
     def _on_gone(self, reason: str) -> None:
-        self._link = None
+        self._link, self._gone_because = None, reason
         self._stores.forget_all()
         for worker in list(self._workers.values()):
             self._spawn_task(self._bury(worker, f"the warm parent ended: {reason}"))

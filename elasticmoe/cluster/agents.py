@@ -123,7 +123,8 @@ class Agents:
         """End all agents and their workers."""
         agents, self.by_node = list(self.by_node.values()), {}
         ends = [agent.handle.end.remote(self.term, reason) for agent in agents]
-        await asyncio.wait([asyncio.ensure_future(end) for end in ends], timeout=timeout_s)
+        if ends:
+            await asyncio.wait([asyncio.ensure_future(end) for end in ends], timeout=timeout_s)
         for agent in agents:
             if agent.watching is not None:
                 agent.watching.cancel()
@@ -193,8 +194,8 @@ class Agents:
         try:
             await agent.handle.watch.remote()
             evidence = "its agent ended"
-        except RayError as error:
-            evidence = f"its agent died ({type(error).__name__})"
+        except RayError:
+            evidence = "its agent's process is gone"
         if self.by_node.get(agent.seat.name) is agent:
             await self._lose(agent.seat.name, evidence)
 

@@ -11,13 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
+import torch
+
 from elasticmoe.checkpoint.manifest import Manifest, check_resumable, digest_inventory, file_row
 from elasticmoe.checkpoint.read import find_checkpoints, newest_valid
 from elasticmoe.checkpoint.store import Store, open_store
 from elasticmoe.checkpoint.write import delete_checkpoint, seal, step_directory
-from elasticmoe.errors import ElasticMoEError
+from elasticmoe.errors import ElasticMoEError, PlanError
 from elasticmoe.model.inventory import build_inventory
-from elasticmoe.plan.types import Inventory
+from elasticmoe.plan.make import make_plan
+from elasticmoe.plan.memory import host_bytes, plan_memory
+from elasticmoe.plan.types import Inventory, Member
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.spec.job import JobSpec
 
@@ -48,8 +52,12 @@ def checkpoint_store(job: JobSpec) -> Store:
     return open_store(job.storage.checkpoints or os.path.join(job.storage.dir, "checkpoints"))
 
 
-def inspect_job(job: JobSpec) -> dict[str, Any]:
-    """Check a job against its data and its storage, and find what it can start from.
+def inspect_job(job: JobSpec, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Check a job against its data, memory and storage, and find what it can start from.
+
+    Args:
+        job: what to train.
+        nodes: `NodeUp` of the nodes that are there so far, as plain data.
 
     Returns:
         `inventory`, `checkpoints` ({step, uri}, oldest first; the newest one verified) and
@@ -59,9 +67,11 @@ def inspect_job(job: JobSpec) -> dict[str, Any]:
         DataError: the data cannot be read.
         StorageError: the storage cannot be used, or has no room for a checkpoint.
         CheckpointError: the newest checkpoint is of another model, other data or another batch.
+        PlanError: the model does not fit the nodes' memory.
     """
     inventory = build_inventory(job.model, job.data.seq_len)
     reader = _open_data(job)
+    check_memory(job, inventory, nodes)
     store = checkpoint_store(job)
     store.check_usable(inventory.num_parameters * STATE_BYTES_PER_PARAMETER)
     newest, skipped = newest_valid(store)
@@ -74,6 +84,35 @@ def inspect_job(job: JobSpec) -> dict[str, Any]:
         "checkpoints": [{"step": s, "uri": store.uri_of(step_directory(s))} for s in steps],
         "skipped": [asdict(one) for one in skipped],
     }
+
+
+def check_memory(job: JobSpec, inventory: Inventory, nodes: list[dict[str, Any]]) -> None:
+    """Make sure that a node's memory holds what a full gang's plan puts there.
+
+    Nothing is known yet if the nodes that are there have no room for the workers wanted.
+
+    Raises:
+        PlanError: with the bytes needed and those that are there.
+    """
+    members: list[Member] = []
+    for position in range(job.workers.replicas):
+        for node in nodes:
+            if position < node["capacity"] and len(members) < job.workers.replicas:
+                members.append(Member(len(members), node["node"], node["domain"]))
+    if len(members) < job.workers.replicas:
+        return
+    on_cpu = job.workers.device == "cpu" or not torch.cuda.is_available()
+    plan = make_plan(job, inventory, tuple(members))
+    use = plan_memory(job, inventory, plan)
+    needed = host_bytes(plan, use, homes_on_host=on_cpu, device_is_host=on_cpu)
+    for node in nodes:
+        asked, there = needed.get(node["node"], 0), node["memory_bytes"]
+        if asked > there:
+            raise PlanError(
+                f"node {node['node']} has {there:,} bytes of memory left, the plan for "
+                f"{len(members)} workers puts {asked:,} there. Add nodes, lower "
+                "batch.global_samples or protection.redundancy, or choose a smaller model."
+            )
 
 
 def seal_checkpoint(

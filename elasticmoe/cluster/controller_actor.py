@@ -10,9 +10,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elasticmoe.cluster.agents import Agents
-from elasticmoe.cluster.carry_out import Hands
+from elasticmoe.cluster.carry_out import END_TIMEOUT_S, Hands
+from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
 from elasticmoe.cluster.journal_file import FileJournal
@@ -22,7 +25,7 @@ from elasticmoe.cluster.service import Answers, Service
 from elasticmoe.controller.loop import Controller
 from elasticmoe.controller.record import Record
 from elasticmoe.controller.summary import summary
-from elasticmoe.errors import ClusterError
+from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.messages.codec import by_name, decode
 from elasticmoe.messages.commands import EndJob
 from elasticmoe.messages.events import (
@@ -46,6 +49,8 @@ FIRST_NODE_TIMEOUT_S: Final = 600.0
 """A cluster may have to start a machine before there is any room."""
 MAX_RESTARTS: Final = 10
 """Of the controller's process; it replays its journal each time."""
+HEAD_RESOURCE: Final = "node:__internal_head__"
+"""Ray's head node has it."""
 _EVENTS: Final = by_name(Event)
 _REPORTS: Final = by_name(WorkerReport)
 
@@ -68,7 +73,7 @@ class ControllerActor:
         self._over = asyncio.Event()
         self._outcome: dict[str, Any] = {}
         loop = asyncio.get_running_loop()
-        self._beginning = loop.create_task(self._take_over())
+        self._beginning = loop.create_task(self._take_over_or_leave())
         self._tasks = [loop.create_task(self._raylet.end_with_it(lambda: None))]
 
     async def begin(self) -> dict[str, Any]:
@@ -106,15 +111,29 @@ class ControllerActor:
 
     # -- taking over
 
+    async def _take_over_or_leave(self) -> dict[str, Any]:
+        try:
+            return await self._take_over()
+        except Exception:
+            log.exception("not_begun")
+            if not self._run.ours:  # whoever waits hears of it; nobody else would end this actor
+                asyncio.get_running_loop().call_later(FAREWELL_S, os._exit, 1)
+            raise
+
     async def _take_over(self) -> dict[str, Any]:
         run = self._run
         self._lock = lock_directory(run.directory)
         journal = FileJournal(run.directory / "journal", run.id)
         records = journal.read()
-        self._narrator = Narrator(journal.term)
+        self._narrator = Narrator(journal.term, run.directory / "steps.jsonl")
         self._agents = Agents(run, journal.term, self._node_up, self._node_lost)
         self._hands = Hands(self._agents, self._post, self._finish)
-        submitted = None if records else await self._inspect()
+        try:
+            submitted = None if records else await self._inspect()
+        except (ElasticMoEError, RayError) as error:
+            await self._agents.end_all(reason_of(error), END_TIMEOUT_S)
+            raise
+        (run.directory / "outcome.json").unlink(missing_ok=True)  # of an earlier run
         controller = Controller(_Told(journal, records, self._narrator), self._hands)
         if submitted is not None:
             await controller.post(submitted)
@@ -146,7 +165,9 @@ class ControllerActor:
             ) from None
         finally:
             looking.cancel()
-        found = await self._hands.ask_clerk({"task": "inspect"})
+        facts = [json.loads(line) for _, lines in self._too_early for line in lines]
+        nodes = [plain for plain in facts if plain["kind"] == "NodeUp"]
+        found = await self._hands.ask_clerk({"task": "inspect", "nodes": nodes})
         for skipped in found["skipped"]:
             text = f"checkpoint of step {skipped['step']} is not used: {skipped['reason']}"
             self._narrator.notice(self._now(), text)
@@ -286,7 +307,13 @@ class _Told:
 
 
 def start_controller(run: Run) -> Any:
-    """Ask Ray for a run's controller; return its handle. It needs no resources of its own."""
+    """Ask Ray for a run's controller; return its handle.
+
+    It needs no resources of its own, and goes to the head where it can: the head is not a spot
+    machine, and the controller's address stays the same for longer.
+    """
+    nodes = [plain for plain in ray.nodes() if plain["Alive"]]
+    head = next((plain for plain in nodes if HEAD_RESOURCE in plain["Resources"]), nodes[0])
     return (
         ray.remote(ControllerActor)
         .options(
@@ -295,6 +322,7 @@ def start_controller(run: Run) -> Any:
             lifetime="detached",
             num_cpus=0,
             max_restarts=MAX_RESTARTS,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(head["NodeID"], soft=True),
         )
         .remote(run.to_text())
     )

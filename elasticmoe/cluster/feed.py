@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from elasticmoe.controller.decisions import Break, Recover
@@ -42,14 +43,16 @@ class Feed:
         self._changed = threading.Condition()
         self.is_over = False
 
-    def add(self, kind: str, at_s: float, **fields: Any) -> None:
-        """Append a line; `end` is the last one."""
+    def add(self, kind: str, at_s: float, **fields: Any) -> bytes:
+        """Append a line, and return it; `end` is the last one."""
         with self._changed:
             plain = {"n": self._next, "at_s": at_s, "kind": kind, **fields}
-            self._lines.append(json.dumps(plain).encode() + b"\n")
+            line = json.dumps(plain).encode() + b"\n"
+            self._lines.append(line)
             self._next += 1
             self.is_over = self.is_over or kind == "end"
             self._changed.notify_all()
+        return line
 
     def after(self, number: int, timeout_s: float) -> list[tuple[int, bytes]]:
         """Lines behind a number, with theirs; waits for one, and is empty if none came."""
@@ -76,9 +79,15 @@ def _telling() -> Iterator[None]:
 class Narrator:
     """Turns what the controller records into lines and metrics. Decides nothing."""
 
-    def __init__(self, term: int) -> None:
+    def __init__(self, term: int, steps_file: Path) -> None:
+        """
+        Args:
+            term: of the controller that speaks.
+            steps_file: gets every `step` line, for whoever comes later.
+        """
         self.feed = Feed(term)
         self.metrics = Metrics()
+        self._steps_file = steps_file
         self._story = Story()
         self._workers: dict[int, dict[str, Any]] = {}
         self._newest_step = 0
@@ -130,7 +139,7 @@ class Narrator:
             self._step_done(at_s, done)
 
     def _step_done(self, at_s: float, done: StepDone) -> None:
-        self.feed.add(
+        line = self.feed.add(
             "step",
             at_s,
             step=done.step,
@@ -139,6 +148,8 @@ class Narrator:
             loss=done.loss,
             metrics=done.metrics,
         )
+        with self._steps_file.open("ab") as steps:
+            steps.write(line)
         if done.step <= self._newest_step:
             self.metrics.add("elasticmoe_repeated_steps_total")
         self._newest_step = max(self._newest_step, done.step)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from elasticmoe.cluster.warm_parent import MAX_REQUEST_BYTES, THREAD_LIMITS, ForkRequest
+from elasticmoe.cluster.warm_parent import ENVIRONMENT, MAX_REQUEST_BYTES, ForkRequest
 
 
 def spawn_warm_parent(preload: Sequence[str], log: str) -> tuple[str, subprocess.Popen[bytes]]:
@@ -38,7 +38,7 @@ def spawn_warm_parent(preload: Sequence[str], log: str) -> tuple[str, subprocess
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **THREAD_LIMITS, **same_modules()},
+            env={**os.environ, **ENVIRONMENT, **same_modules()},
             start_new_session=True,
         )
     return name, process

@@ -53,11 +53,33 @@ def submit(
         ClusterError: Ray does not start, cannot be reached, or is of another version.
     """
     check_directory(Path(job.storage.dir))
-    job_json = job.model_dump_json()
+    job_json = with_absolute_paths(job).model_dump_json()
     run = Run(secrets.token_hex(4), job_json, entry, ours=address is None, patience_s=patience_s)
     if address is None:
         return _submit_here(run)
     return _submit_to(run, address)
+
+
+def with_absolute_paths(job: JobSpec) -> JobSpec:
+    """The same job for processes that work in other directories."""
+    sources = [
+        source.model_copy(update={"path": _absolute(source.path)}) for source in job.data.sources
+    ]
+    checkpoints = job.storage.checkpoints
+    places = {
+        "dir": os.path.abspath(job.storage.dir),
+        "checkpoints": None if checkpoints is None else _absolute(checkpoints),
+    }
+    return job.model_copy(
+        update={
+            "data": job.data.model_copy(update={"sources": tuple(sources)}),
+            "storage": job.storage.model_copy(update=places),
+        }
+    )
+
+
+def _absolute(path_or_uri: str) -> str:
+    return path_or_uri if "://" in path_or_uri else os.path.abspath(path_or_uri)
 
 
 def _submit_here(run: Run) -> JobHandle:

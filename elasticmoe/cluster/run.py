@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-from elasticmoe.errors import ElasticMoEError
+from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.spec.job import JobSpec
 
 NAMESPACE: Final = "elasticmoe"
@@ -100,8 +100,20 @@ class Seat:
 
 
 def local_seat(run: Run, node: RayNode) -> Seat:
-    """The only seat where Ray is ours: there is nobody to leave room to."""
-    return Seat(node, node.name, run.job.workers.max, {})
+    """The only seat where Ray is ours: there is nobody to leave room to, but GPUs are not shared.
+
+    Raises:
+        ClusterError: the job wants GPUs and this machine has none.
+    """
+    wanted = run.job.workers.max
+    if "GPU" not in worker_resources(run, [node]):
+        return Seat(node, node.name, wanted, {})
+    gpus = int(node.resources.get("GPU", 0))
+    if not gpus:
+        raise ClusterError(
+            "workers.device is cuda, but Ray finds no GPU on this machine; choose auto or cpu"
+        )
+    return Seat(node, node.name, min(wanted, gpus), {"GPU": min(wanted, gpus)})
 
 
 def worker_resources(run: Run, nodes: list[RayNode]) -> dict[str, float]:

@@ -84,6 +84,7 @@ class StoreKeeper:
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         store = Store(ours, loop.create_future())
+        store.port.add_done_callback(_seen)
         child = f"store-{next(self._numbers)}"
         request = ForkRequest(child, "store", {"host": self._host}, os.devnull, {})
         self._fork(request, theirs)
@@ -96,3 +97,9 @@ class StoreKeeper:
         line = store.end.recv(64)
         if line and not store.port.done():
             store.port.set_result(int(line))
+
+
+def _seen(port: asyncio.Future[int]) -> None:
+    """A spare that ends unused is nobody's error."""
+    if not port.cancelled():
+        port.exception()

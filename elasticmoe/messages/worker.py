@@ -22,7 +22,7 @@ class FormGang:
     """The generation's rendezvous store, kept by an agent."""
     checkpoint: str | None
     """URI of the checkpoint directory to start from; none: initialise from the seed."""
-    first_command: int = 0
+    first_command: int = 1
     """Numbered commands below this one are settled."""
 
 

@@ -1,13 +1,13 @@
 """Tokens to their experts and back, over the workers of a stage.
 
-Dispatch: assignments are sorted by (worker, slot), sent in one all-to-all, and grouped by slot.
-Collect: the same way back. Both are their own backward pass with the directions exchanged.
+Dispatch: assignments are sorted by (worker, slot); those of experts elsewhere travel in one
+all-to-all, those of experts here do not; one gather then puts all rows in the order of slots.
+Collect: the same way back. Each is the other's backward pass.
 
 Shapes: T = tokens of this worker, K = choices per token, M = rows (one per assignment),
 D = hidden size, E = experts, W = workers of the stage, N = samples of the wave.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,82 +23,102 @@ from elasticmoe.runtime.groups import Group
 
 @dataclass(frozen=True, slots=True)
 class _Routing:
-    """Where the assignments of one layer and wave go."""
+    """Where the assignments of one layer and wave go.
 
-    order: Tensor
-    """[M] positions in the flattened [T, K] assignments, in the order of sending."""
+    A row is one assignment: of this worker's tokens it is *kept* (its expert is here) or *sent*;
+    the rows that this worker's experts compute are the kept ones and those that *arrive*.
+    """
+
     choices: int
     """K."""
     dropped: bool
     """Whether some assignments go nowhere."""
     group: Group | None
-    """None: all rows stay here, and `order` is by slot."""
-    sent: list[int]
-    received: list[int]
-    pieces: list[tuple[int, int]]
-    """Ranges of received rows in the order of (slot, source worker)."""
+    """None: all rows stay here."""
+    kept: Tensor
+    """Positions of kept rows in the flattened [T, K] assignments, by slot."""
+    kept_at: Tensor
+    """Where the kept rows are among the computed ones."""
+    sent: Tensor
+    """Positions of sent rows in the flattened assignments, by (worker, slot)."""
+    arrived_at: Tensor
+    """Where the arriving rows are among the computed ones, in the order of arrival."""
+    source: Tensor
+    """Of each computed row: its token, or T plus its number among the arriving ones."""
+    sent_to: list[int]
+    """Rows to each worker; none to itself."""
+    arriving_from: list[int]
     per_slot: list[int]
 
-    def exchange(self, rows: Tensor, *, back: bool) -> Tensor:
+    def exchange(self, rows: Tensor, into: Tensor, *, back: bool) -> None:
         """Send rows to the workers of their experts, or back."""
+        if self.group is not None:
+            received, sent = self.arriving_from, self.sent_to
+            if back:
+                received, sent = sent, received
+            self.group.all_to_all(into, rows, received, sent)
+
+    def spread(self, tokens_TD: Tensor) -> Tensor:
+        """Give every computed row a copy of its token; [T, D] to [M, D]."""
         if self.group is None:
-            return rows
-        received, sent = (self.sent, self.received) if back else (self.received, self.sent)
-        arrived = rows.new_empty(sum(received), rows.shape[1])
-        self.group.all_to_all(arrived, rows, received, sent)
-        return arrived
+            return tokens_TD.index_select(0, self.source)
+        num_tokens = tokens_TD.shape[0]
+        # One buffer for own and arriving tokens, so that one gather puts all rows in order.
+        pool = tokens_TD.new_empty(num_tokens + sum(self.arriving_from), tokens_TD.shape[1])
+        pool[:num_tokens] = tokens_TD
+        outgoing = tokens_TD.index_select(0, self.sent // self.choices)
+        self.exchange(outgoing, pool[num_tokens:], back=False)
+        return pool.index_select(0, self.source)
 
-    def group_by_slot(self, rows: Tensor) -> Tensor:
-        """From the order of arrival to the order of (slot, source worker)."""
+    def gather(self, rows_MD: Tensor, num_tokens: int) -> Tensor:
+        """Bring each computed row back to its assignment; [M, D] to [T * K, D], zeros where
+        dropped."""
+        width = rows_MD.shape[1]
+        new = rows_MD.new_zeros if self.dropped else rows_MD.new_empty
+        out = new(num_tokens * self.choices, width)
+        if self.group is not None:
+            returned = rows_MD.new_empty(self.sent.numel(), width)
+            self.exchange(rows_MD.index_select(0, self.arrived_at), returned, back=True)
+            out.index_copy_(0, self.sent, returned)
+            rows_MD = rows_MD.index_select(0, self.kept_at)
+        return out.index_copy_(0, self.kept, rows_MD.contiguous())
+
+    def scatter(self, gradient_AD: Tensor) -> Tensor:
+        """Inverse of `gather`, for its gradient; [T * K, D] to [M, D]."""
         if self.group is None:
-            return rows
-        return torch.cat([rows[a:b] for a, b in self.pieces]) if self.pieces else rows
-
-    def ungroup(self, rows: Tensor) -> Tensor:
-        """Inverse of `group_by_slot`."""
-        if self.group is None or not self.pieces:
-            return rows.contiguous()
-        back = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        at = 0
-        for start, stop in self.pieces:
-            back[start:stop] = rows[at : at + stop - start]
-            at += stop - start
-        return back
-
-    def scatter(self, rows: Tensor, num_assignments: int) -> Tensor:
-        """From the order of sending to [T * K, D]; zeros where dropped."""
-        new = rows.new_zeros if self.dropped else rows.new_empty
-        return new(num_assignments, rows.shape[1]).index_copy_(0, self.order, rows)
+            return gradient_AD.index_select(0, self.kept)
+        arrived = gradient_AD.new_empty(sum(self.arriving_from), gradient_AD.shape[1])
+        self.exchange(gradient_AD.index_select(0, self.sent), arrived, back=False)
+        out = gradient_AD.new_empty(self.source.numel(), gradient_AD.shape[1])
+        out.index_copy_(0, self.kept_at, gradient_AD.index_select(0, self.kept))
+        return out.index_copy_(0, self.arrived_at, arrived)
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens_TD: Tensor, routing: _Routing) -> Tensor:
         ctx.routing, ctx.num_tokens = routing, tokens_TD.shape[0]
-        rows = tokens_TD.index_select(0, routing.order // routing.choices)
-        return routing.group_by_slot(routing.exchange(rows, back=False))
+        return routing.spread(tokens_TD)
 
     @staticmethod
     def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         routing: _Routing = ctx.routing
-        rows = routing.exchange(routing.ungroup(gradient_MD), back=True)
-        assignments = routing.scatter(rows, ctx.num_tokens * routing.choices)
-        return assignments.view(ctx.num_tokens, routing.choices, rows.shape[1]).sum(1), None
+        assignments = routing.gather(gradient_MD, ctx.num_tokens)
+        shape = (ctx.num_tokens, routing.choices, gradient_MD.shape[1])
+        return assignments.view(shape).sum(1), None
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_MD: Tensor, routing: _Routing, num_tokens: int) -> Tensor:
         ctx.routing = routing
-        rows = routing.exchange(routing.ungroup(rows_MD), back=True)
-        assignments = routing.scatter(rows, num_tokens * routing.choices)
-        return assignments.view(num_tokens, routing.choices, rows.shape[1])
+        out = routing.gather(rows_MD, num_tokens)
+        return out.view(num_tokens, routing.choices, rows_MD.shape[1])
 
     @staticmethod
     def backward(ctx: Any, gradient_TKD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         routing: _Routing = ctx.routing
-        rows = gradient_TKD.reshape(-1, gradient_TKD.shape[2]).index_select(0, routing.order)
-        return routing.group_by_slot(routing.exchange(rows, back=False)), None, None
+        return routing.scatter(gradient_TKD.reshape(-1, gradient_TKD.shape[2])), None, None
 
 
 class StageExchange:
@@ -177,27 +197,55 @@ class StageExchange:
         kept, dropped = _kept(chosen)
         slot = self._slot_of_expert[block].to(chosen.device)[chosen[kept]]
         num_slots = len(self._slot_of_expert[block])
-        per_slot = torch.bincount(slot, minlength=num_slots).tolist()
         order = kept[_stable_order(slot)]
-        return _Routing(order, chosen_TK.shape[1], dropped, None, [], [], [], per_slot)
+        none = order[:0]
+        return _Routing(
+            choices=chosen_TK.shape[1],
+            dropped=dropped,
+            group=None,
+            kept=order,
+            kept_at=none,
+            sent=none,
+            arrived_at=none,
+            source=order // chosen_TK.shape[1],
+            sent_to=[],
+            arriving_from=[],
+            per_slot=torch.bincount(slot, minlength=num_slots).tolist(),
+        )
 
     def _route(self, block: int, chosen_TK: Tensor, kept_NE: Tensor) -> _Routing:
         rank, holders_EW = self._group.rank, self._holders_EW[block]
-        kept = kept_NE.cpu().numpy()
-        tokens_EW = np.stack([kept[a:b].sum(0) for a, b in self._samples], axis=1)
+        choices, device = chosen_TK.shape[1], chosen_TK.device
+        counts = kept_NE.cpu().numpy()
+        tokens_EW = np.stack([counts[a:b].sum(0) for a, b in self._samples], axis=1)
         flow_EWW = split_tokens(tokens_EW, holders_EW)
         order, dropped = self._order(block, chosen_TK.flatten(), flow_EWW[:, rank])
-        mine = np.flatnonzero(holders_EW[:, rank])
-        arriving = flow_EWW[mine, :, rank]  # [slots, source workers]
+        leaving = flow_EWW[:, rank].sum(0)
+        first = int(leaving[:rank].sum())
+        stop = first + int(leaving[rank])
+        kept, sent = order[first:stop], torch.cat([order[:first], order[stop:]])
+        slots = np.flatnonzero(holders_EW[:, rank])
+        computed_SW = flow_EWW[slots, :, rank]
+        kept_at, arrived_at = _places(computed_SW, rank)
+        arriving = computed_SW.sum(0)
+        leaving[rank] = arriving[rank] = 0
+        source = torch.empty(len(kept_at) + len(arrived_at), dtype=torch.int64, device=device)
+        at_kept, at_arrived = (torch.from_numpy(at).to(device) for at in (kept_at, arrived_at))
+        source[at_kept] = kept // choices
+        behind = chosen_TK.shape[0]
+        source[at_arrived] = torch.arange(behind, behind + len(arrived_at), device=device)
         return _Routing(
-            order=order,
-            choices=chosen_TK.shape[1],
+            choices=choices,
             dropped=dropped,
             group=self._group,
-            sent=flow_EWW[:, rank].sum(0).tolist(),
-            received=arriving.sum(0).tolist(),
-            pieces=_pieces(arriving),
-            per_slot=arriving.sum(1).tolist(),
+            kept=kept,
+            kept_at=at_kept,
+            sent=sent,
+            arrived_at=at_arrived,
+            source=source,
+            sent_to=leaving.tolist(),
+            arriving_from=arriving.tolist(),
+            per_slot=computed_SW.sum(1).tolist(),
         )
 
     def _order(
@@ -225,13 +273,18 @@ def _stable_order(keys: Tensor) -> Tensor:
     return torch.argsort(keys, stable=True)
 
 
-def _pieces(arriving_SW: np.ndarray[Any, np.dtype[np.int64]]) -> list[tuple[int, int]]:
-    """Ranges of the received rows, which come ordered by (source, slot), by (slot, source)."""
-    by_source: Sequence[int] = arriving_SW.T.reshape(-1)
-    stops = np.cumsum(by_source).reshape(arriving_SW.shape[1], arriving_SW.shape[0]).T
-    starts = stops - arriving_SW
-    return [
-        (int(start), int(stop))
-        for start, stop in zip(starts.reshape(-1), stops.reshape(-1), strict=True)
-        if start < stop
+def _places(
+    computed_SW: np.ndarray[Any, np.dtype[np.int64]], rank: int
+) -> tuple[np.ndarray[Any, np.dtype[np.int64]], np.ndarray[Any, np.dtype[np.int64]]]:
+    """Where kept rows (by slot) and arriving rows (by source worker, then slot) lie among the
+    computed ones, which are ordered by (slot, source worker)."""
+    stops = np.cumsum(computed_SW.reshape(-1)).reshape(computed_SW.shape)
+    places_W = [
+        np.concatenate(
+            [np.arange(stop - rows, stop) for stop, rows in zip(stops[:, w], rows_S, strict=True)]
+            or [np.empty(0, np.int64)]
+        )
+        for w, rows_S in enumerate(computed_SW.T)
     ]
+    kept = places_W.pop(rank)
+    return kept, np.concatenate(places_W or [np.empty(0, np.int64)])

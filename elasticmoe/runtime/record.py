@@ -40,6 +40,8 @@ class LayerMetrics:
     """Experts that got no token."""
     drop_rate: float
     """Share of assignments that the capacity limit dropped."""
+    load: tuple[int, ...]
+    """Tokens of each expert, in percent of even load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,11 @@ class StepRecord:
         self._device = device
 
     def pack(
-        self, squared_norm: float, outputs: Sequence[StageOutput], waves: Sequence[Wave], newest: int
+        self,
+        squared_norm: float,
+        outputs: Sequence[StageOutput],
+        waves: Sequence[Wave],
+        newest: int,
     ) -> Tensor:
         """This member's record, float64."""
         mtp = np.zeros(self._depth)
@@ -145,6 +151,7 @@ def layer_metrics(
                     confidence=float(confidence) / tokens,
                     dead_experts=int((counts == 0).sum()),
                     drop_rate=float(dropped) / max(float(counts.sum()), 1.0),
+                    load=_percent_of_even(counts),
                 )
             )
         )
@@ -154,6 +161,11 @@ def layer_metrics(
 def _violation(load_E: NDArray[Any]) -> float:
     mean = float(load_E.mean())
     return float(load_E.max()) / mean - 1.0 if mean > 0 else 0.0
+
+
+def _percent_of_even(counts_E: NDArray[np.int64]) -> tuple[int, ...]:
+    mean = max(float(counts_E.mean()), 1e-9)
+    return tuple(round(100 * count / mean) for count in counts_E.tolist())
 
 
 def _add(counts_E: NDArray[np.float64], sums_X: NDArray[np.float64], load: LayerLoad) -> None:

@@ -136,9 +136,11 @@ class Mailbox:
         if command.generation < known:
             return
         if isinstance(command, FormGang):
+            if command.generation == known:
+                return  # repeated by a controller that took over
             self._leave(f"generation {command.generation} follows")
             self._instructions.clear()
-            self.newest = command.first_command
+            self.newest = command.first_command - 1
             self.current = _Current(command.generation, Over(), None)
             self._forms.put(command)
         elif isinstance(command, BreakGang):
@@ -206,7 +208,7 @@ def _join(
 
 def _train(mailbox: Mailbox, gang: Gang, writer: SnapshotWriter, form: FormGang) -> None:
     """Take steps until the schedule ends or a stop takes effect."""
-    job, progress, settled = gang.job, gang.progress, form.first_command
+    job, progress, settled = gang.job, gang.progress, form.first_command - 1
     first_step = progress.step
     while progress.step < job.schedule.steps:
         gang.groups.over.check()

@@ -4,11 +4,9 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from elasticmoe.client import JobClient, JobEvent
 from elasticmoe.cluster.jobs import JobHandle
@@ -42,9 +40,15 @@ class Processes:
         return [pid for pid, line in self.found().items() if text in line]
 
     def workers(self) -> list[int]:
-        """Forked children of warm parents."""
-        warm = set(self.named("elasticmoe.cluster.warm_parent"))
-        return sorted(pid for pid in warm if parent_of(pid) in warm)
+        """Forked training processes."""
+        return sorted(pid for pid in self.found() if name_of(pid).startswith("worker-"))
+
+    def wait_for_workers(self, count: int) -> list[int]:
+        deadline_s = time.monotonic() + 10
+        while len(workers := self.workers()) < count:
+            assert time.monotonic() < deadline_s, f"only {workers} run"
+            time.sleep(0.02)
+        return workers
 
     def wait_until_none_left(self, timeout_s: float) -> float:
         """Wait for the end of all; return how long it took."""
@@ -63,14 +67,11 @@ class Processes:
                 continue
 
 
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Processes]:
-    """Marks what the test starts, and cleans up behind it."""
-    marked = Processes()
-    monkeypatch.setenv(MARK, marked.mark)
-    yield marked
-    marked.kill_all()
-    reap()
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def parent_of(pid: int) -> int:

@@ -77,7 +77,7 @@ async def form(agent: Agent, generation: int, workers: tuple[int, ...]) -> None:
         worker: to_line(FormGang(generation, member, plan, host, port, None))
         for member, worker in enumerate(workers)
     }
-    agent.tell(lines, generation)
+    await agent.form(generation, lines)
 
 
 def is_alive(pid: int) -> bool:
@@ -190,7 +190,7 @@ def test_closing_a_store_frees_a_worker_that_waits_in_it(tmp_path: Path) -> None
         await form(agent, 1, (1, 99))  # 99 will never come
         await asyncio.sleep(0.1)
 
-        agent.break_generation(1)
+        await agent.break_generation(1, (1, 99))
 
         await controller.wait_for("WorkerDied")  # the fake lets the store's error end it
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from jobs_for_tests import tiny_job
-from processes import Follower, Processes, parent_of, processes  # noqa: F401  (a fixture)
+from processes import Follower, Processes, parent_of
 
 from elasticmoe.client import JobClient
 from elasticmoe.cluster.forking import same_modules
@@ -114,7 +114,7 @@ def test_a_job_goes_on_when_the_process_that_submitted_it_is_killed(
     os.killpg(terminal.pid, signal.SIGKILL)
 
     assert terminal.wait() == -signal.SIGKILL
-    assert processes.workers()
+    assert processes.wait_for_workers(2)
     processes.wait_until_none_left(timeout_s=30)
     assert '"outcome": "done"' in (tmp_path / "run" / "outcome.json").read_text()
 

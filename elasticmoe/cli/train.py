@@ -1,0 +1,102 @@
+"""`train`, `attach` and `stop`: running jobs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elasticmoe.cli.display import open_view
+from elasticmoe.cli.job_file import read_job
+from elasticmoe.cli.progress import Progress
+from elasticmoe.cli.saying import say
+from elasticmoe.cli.summary import show_summary
+from elasticmoe.cli.watching import how_to_return, interrupts_deferred, watch_job
+from elasticmoe.client import JobClient
+from elasticmoe.errors import SpecError
+from elasticmoe.spec.job import JobSpec
+
+JobFile = Annotated[Path, typer.Argument(help="A TOML or JSON job file.", metavar="JOB.toml")]
+JobDir = Annotated[Path, typer.Argument(help="A job's storage.dir.", metavar="JOBDIR")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Replace a field: --set workers.replicas=2", metavar="PATH=VALUE"),
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live display.")]
+
+
+def train_job(
+    job: JobFile,
+    overrides: Overrides = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, HOST:PORT or auto; else a Ray of its own starts here."),
+    ] = None,
+    plain: Plain = False,
+) -> None:
+    """Train a job to its end, and show how it goes."""
+    spec = read_job(job, overrides or [])
+    _check_data_is_packed(spec)
+    say(f"{spec.name}: starting {spec.workers.replicas} workers")
+    from elasticmoe.api import client_of
+    from elasticmoe.cluster.jobs import submit
+
+    with interrupts_deferred() as pressed:
+        handle = submit(spec, address)
+    view = open_view(_progress_of(spec), plain=plain, local=address is None)
+    outcome = watch_job(client_of(handle), handle.directory, view, interrupted=pressed())
+    _conclude(spec, handle.directory, outcome)
+
+
+def attach_to_job(job_dir: JobDir, plain: Plain = False) -> None:
+    """Watch a job that runs already; Ctrl-C asks it to stop."""
+    from elasticmoe.report.job_dir import read_spec
+
+    client = JobClient.of_directory(job_dir)
+    spec = read_spec(job_dir)
+    view = open_view(_progress_of(spec), plain=plain, local=_is_here(client))
+    _conclude(spec, job_dir, watch_job(client, job_dir, view))
+
+
+def stop_job(job_dir: JobDir) -> None:
+    """Ask a running job to write a checkpoint and end."""
+    JobClient.of_directory(job_dir).stop()
+    say(f"asked; the job in {job_dir} writes a checkpoint and ends")
+
+
+def _check_data_is_packed(job: JobSpec) -> None:
+    missing = [
+        source.path
+        for source in job.data.sources
+        if not os.path.exists(os.path.join(source.path, "dataset.json"))
+    ]
+    if missing:
+        raise SpecError(
+            tuple(
+                f"data.sources: {path} holds no packed text. Pack some: elasticmoe data pack "
+                f"FILES --out {path}   (the standard library's sources, as the quickstart uses: "
+                f"elasticmoe data pack --stdlib --out {path})"
+                for path in missing
+            )
+        )
+
+
+def _progress_of(job: JobSpec) -> Progress:
+    tokens = job.batch.global_samples * job.data.seq_len
+    return Progress(job.name, total_steps=job.schedule.steps, step_tokens=tokens)
+
+
+def _is_here(client: JobClient) -> bool:
+    return client.url.startswith("http://127.")
+
+
+def _conclude(job: JobSpec, job_dir: Path, outcome: dict[str, object] | None) -> None:
+    if outcome is None:
+        say(how_to_return(job_dir))
+        sys.exit(130)
+    if outcome["outcome"] == "done":
+        say("evaluating on held-out text")
+    from elasticmoe.api import finish
+
+    show_summary(finish(job, outcome))

@@ -1,0 +1,96 @@
+"""Every benchmark and rival runs at a tiny size and says what it found."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.rivals.job import Workload
+from benchmarks.rivals.loop import Alone, TorchLoop
+
+ROOT = Path(__file__).parents[2]
+TINY = ("--preset=quickstart", "--batch=4", "--seq-len=32", "--waves=2", "--steps=2")
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def run(script: str, *arguments: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "part,figures",
+    [
+        ("one", ["one_worker_vs_torch"]),
+        ("two", ["two_workers_vs_ddp"]),
+        ("dispatch", ["dispatch_overhead_share", "dispatch_vs_plain"]),
+        ("protocol", ["protocol_share", "protocol_share_1024"]),
+        pytest.param("cold-start", ["cold_start_vs_ray_train"], marks=pytest.mark.ray),
+    ],
+)
+def test_each_part_of_throughput_ends_with_its_figures(part: str, figures: list[str]) -> None:
+    lines = run("throughput.py", "--quick", "--only", part)
+
+    found = json.loads(lines[-1])
+    assert set(figures) <= set(found)
+    assert all(isinstance(found[name], float) for name in figures)
+
+
+def test_checkpoint_ends_with_its_figure() -> None:
+    lines = run("checkpoint.py", "--quick")
+
+    assert "excess_vs_dcp_async" in json.loads(lines[-1])
+
+
+@pytest.mark.parametrize(
+    "script,workers",
+    [
+        (["rivals/plain.py"], 1),
+        (["rivals/torchrun_ddp.py", "--sum=flat"], 2),
+        (["rivals/torchrun_ddp.py", "--sum=ddp"], 2),
+        pytest.param(["rivals/torchft_ddp.py"], 2, marks=pytest.mark.ray),
+        pytest.param(["rivals/ray_train.py"], 2, marks=pytest.mark.ray),
+    ],
+)
+def test_each_rival_takes_the_same_steps_as_one_torch_process(
+    script: list[str], workers: int
+) -> None:
+    if "torchft" in script[0]:
+        pytest.importorskip("torchft")
+    reference = TorchLoop(Workload("quickstart", 4, 32, 2).job(), Alone())
+
+    lines = run(*script, *TINY)
+
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    ends = [event for event in events if event["event"] == "end"]
+    assert len({event["pid"] for event in ends}) == workers
+    assert all(len(end["step_s"]) == 2 and end["first_step_s"] > 0 for end in ends)
+    for step in (1, 2):
+        reference.step()
+        shares = [e["loss_share"] for e in events if e["event"] == "step" and e["step"] == step]
+        assert len(shares) == workers
+        assert sum(shares) == pytest.approx(reference.loss_share, rel=1e-5)
+
+
+def test_a_resumed_rival_goes_on_where_it_was(tmp_path: Path) -> None:
+    job = Workload("quickstart", 4, 32, 2).job()
+    straight, resumed = TorchLoop(job, Alone()), TorchLoop(job, Alone())
+    saved = tmp_path / "saved.pt"
+    straight.take(1)
+    torch.save(straight.state_dict(), saved)
+
+    resumed.load_state_dict(torch.load(saved, weights_only=True))
+    straight.take(1)
+    resumed.take(1)
+
+    assert torch.equal(straight.weights, resumed.weights)
