@@ -56,13 +56,13 @@ class DispatchWorker(Worker):
             Seconds per round, the same on all workers: of the slowest one.
         """
         chosen_TK = self._balanced() if balanced else self._chosen_TK
+        times = 4 if backward else 2
         turns: dict[str, Callable[[], Tensor | None]] = {
             "ours": lambda: self._ours(chosen_TK),
             "plain": lambda: self._plain(chosen_TK),
-            "bare": self._make_bare(chosen_TK, 4 if backward else 2, _torch_all_to_all),
-            "bare, our wait": self._make_bare(
-                chosen_TK, 4 if backward else 2, self.gang.groups.stage.all_to_all
-            ),
+            "bare": self._make_bare(chosen_TK, times, _torch_all_to_all),
+            "bare, own rows too": self._make_bare(chosen_TK, times, _torch_all_to_all, own=True),
+            "bare, our wait": self._make_bare(chosen_TK, times, self.gang.groups.stage.all_to_all),
             "layer": lambda: self._moe(self._hidden_SPD, self._call)[0],
         }
         self._check(turns)
@@ -101,11 +101,17 @@ class DispatchWorker(Worker):
         )
 
     def _make_bare(
-        self, chosen_TK: Tensor, times: int, all_to_all: Callable[..., object]
+        self, chosen_TK: Tensor, times: int, all_to_all: Callable[..., object], own: bool = False
     ) -> Callable[[], None]:
-        """All-to-alls of the same bytes between buffers that are there already."""
+        """All-to-alls of the same bytes between buffers that are there already.
+
+        Args:
+            own: with the rows that a worker has for itself, which need not travel.
+        """
         experts = self._moe.moe.num_experts
         sent = chosen_TK.flatten().bincount(minlength=experts).view(self.workers, -1).sum(1)
+        if not own:
+            sent[self.member] = 0
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent)
         there, back = sent.tolist(), received.tolist()

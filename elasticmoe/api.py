@@ -7,10 +7,11 @@ from typing import Any
 from elasticmoe.client import JobClient, JobEvent, UnreachableError
 from elasticmoe.cluster.jobs import JobHandle, submit, with_absolute_paths
 from elasticmoe.errors import JobFailedError, SpecError
+from elasticmoe.job_file import read_job
 from elasticmoe.report.job_dir import read_outcome
 from elasticmoe.report.summary import Summary, conclude
 from elasticmoe.spec.job import JobSpec
-from elasticmoe.spec.load import parse_data, parse_json, parse_toml
+from elasticmoe.spec.load import parse_data
 
 Watch = Callable[[JobEvent], None]
 """Told every event of a job as it arrives."""
@@ -57,20 +58,6 @@ def as_spec(
     if isinstance(job, Mapping):
         return parse_data(job, overrides)
     return read_job(Path(job), overrides)
-
-
-def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a job file: JSON if its name ends so, else TOML.
-
-    Raises:
-        SpecError: it cannot be read, or is not a valid job.
-    """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise SpecError((f"{path} cannot be read: {reason}",)) from None
-    return (parse_json if path.suffix == ".json" else parse_toml)(text, overrides)
 
 
 def client_of(handle: JobHandle) -> JobClient:

@@ -38,9 +38,9 @@ def format_duration(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what would move the cursor or ring the bell; line ends and tabs stay.
+    r"""Replace what would move the cursor or ring the bell; line ends and tabs stay.
 
-    >>> printable("a\\x1b[2Jb\\n")
-    'a�[2Jb\\n'
+    >>> printable("a\x1b[2Jb\n")
+    'a�[2Jb\n'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from elasticmoe.cli.display import open_view
-from elasticmoe.cli.job_file import read_job
 from elasticmoe.cli.progress import Progress
 from elasticmoe.cli.saying import say
 from elasticmoe.cli.summary import show_summary
 from elasticmoe.cli.watching import how_to_return, interrupts_deferred, watch_job
 from elasticmoe.client import JobClient
 from elasticmoe.errors import SpecError
+from elasticmoe.job_file import read_job
 from elasticmoe.spec.job import JobSpec
 
 JobFile = Annotated[Path, typer.Argument(help="A TOML or JSON job file.", metavar="JOB.toml")]

@@ -49,6 +49,19 @@ def checkpoint_store(job: JobSpec, job_dir: Path | None = None) -> Store:
     return open_store(job.storage.checkpoints or beside)
 
 
+def store_in(job_dir: Path) -> Store:
+    """The checkpoints of the job in a directory; of imported weights, if no job ran there yet.
+
+    Raises:
+        StorageError: there is neither a job nor a checkpoint.
+    """
+    if (job_dir / "journal").is_dir():
+        return checkpoint_store(read_spec(job_dir), job_dir)
+    if (job_dir / "checkpoints").is_dir():
+        return open_store(job_dir / "checkpoints")
+    raise StorageError(f"{job_dir} is not the directory of a job: it holds no journal")
+
+
 def read_outcome(job_dir: Path) -> dict[str, Any] | None:
     """How the job ended, as its controller wrote it; none: it has not."""
     path = job_dir / "outcome.json"

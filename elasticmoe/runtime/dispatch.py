@@ -101,7 +101,7 @@ class _Dispatch(torch.autograd.Function):
         return routing.spread(tokens_TD)
 
     @staticmethod
-    def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None]:
         routing: _Routing = ctx.routing
         assignments = routing.gather(gradient_MD, ctx.num_tokens)
         shape = (ctx.num_tokens, routing.choices, gradient_MD.shape[1])
@@ -116,7 +116,7 @@ class _Collect(torch.autograd.Function):
         return out.view(num_tokens, routing.choices, rows_MD.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient_TKD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_TKD: Tensor) -> tuple[Tensor, None, None]:
         routing: _Routing = ctx.routing
         return routing.scatter(gradient_TKD.reshape(-1, gradient_TKD.shape[2])), None, None
 
@@ -187,9 +187,7 @@ class StageExchange:
         else:
             routing = self._route(block, chosen_TK, kept_NE)
         rows = _Dispatch.apply(tokens_TD, routing)
-        out: Tensor = _Collect.apply(
-            slots(rows, routing.per_slot), routing, tokens_TD.shape[0]
-        )
+        out: Tensor = _Collect.apply(slots(rows, routing.per_slot), routing, tokens_TD.shape[0])
         return out
 
     def _route_local(self, block: int, chosen_TK: Tensor) -> _Routing:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elasticmoe.plan.exchange import UnitRoutes, plan_exchange
+from elasticmoe.plan.holders import IntArray
 from elasticmoe.plan.types import Inventory, Plan, Unit
 from elasticmoe.runtime.groups import Group, Pending
 from elasticmoe.runtime.memory import Homes, Span, Weights, add_spans, copy_spans, merge_spans
@@ -109,7 +110,9 @@ class StateExchange:
         `sends` and `receives` give the buffers' dtypes.
         """
         own = self._world.rank
-        pack, sent = self._spans(routes.send, own, lambda unit, at: Span(source(unit), at, unit.numel))
+        pack, sent = self._spans(
+            routes.send, own, lambda unit, at: Span(source(unit), at, unit.numel)
+        )
         unpack, received = self._spans(
             routes.receive, own, lambda unit, at: Span(at, target(unit), unit.numel)
         )
@@ -128,7 +131,7 @@ class StateExchange:
 
     def _spans(
         self,
-        units_of_rank: Sequence[Sequence[int]],
+        units_of_rank: Sequence[IntArray],
         own: int,
         span: Callable[[Unit, int], Span],
     ) -> tuple[list[tuple[Span, ...]], list[int]]:
@@ -138,11 +141,10 @@ class StateExchange:
         for rank, indices in enumerate(units_of_rank):
             begin = at
             found = []
-            for index in indices if rank != own else ():
+            for index in indices.tolist() if rank != own else ():
                 unit = self._inventory.units[index]
                 found.append(span(unit, at))
                 at += unit.numel
             spans.append(merge_spans(found))
             sizes.append(at - begin)
         return spans, sizes
-

@@ -1,10 +1,11 @@
-"""One generation as one member lives it: groups, memory, stage, data, and the state between steps."""
+"""One generation as one member lives it: groups, memory, stage, data, state between steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import perf_counter
 from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -193,9 +194,7 @@ def form_gang(
         weights=weights,
         homes=homes,
         state=StateExchange(inventory, plan, member, weights, homes, groups.world),
-        tokens=StageExchange(
-            inventory, plan, index, groups.stage, need_counts=_needs_counts(job)
-        ),
+        tokens=StageExchange(inventory, plan, index, groups.stage, need_counts=_needs_counts(job)),
         pipeline=Pipeline(
             plan,
             member,
@@ -274,7 +273,7 @@ class Stopwatch:
         self._last = perf_counter()
 
     def mark(self, phase: str) -> None:
+        """End a phase here."""
         now = perf_counter()
         self.seconds[phase] = now - self._last
         self._last = now
-

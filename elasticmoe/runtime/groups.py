@@ -33,6 +33,8 @@ LONGEST_WAIT: Final = timedelta(days=1)
 """Broken generations are ended by their flag, never by the library's timeout."""
 LONGEST_POLL_S: Final = 5e-4
 _graveyard: list[object] = []
+_c10d: Any = dist
+"""Its compiled classes are not all in its type stubs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,9 @@ DONE: Final = Pending(None, Over(), (), poll=False)
 class _ThreadWait:
     """Makes a gloo send or receive pollable: their works never say that they completed."""
 
-
     def __init__(self, work: Any) -> None:
-        self._work, self._done, self._error = work, False, None
+        self._work, self._done = work, False
+        self._error: RuntimeError | None = None
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -147,7 +149,7 @@ class Group:
             output.copy_(source)
             return DONE
         work = self._start(
-            "alltoall_base", output, source, list(received), list(sent), dist.AllToAllOptions()
+            "alltoall_base", output, source, list(received), list(sent), _c10d.AllToAllOptions()
         )
         return Pending(work, self._over, (output, source), poll=not self._is_cuda)
 
@@ -171,7 +173,7 @@ class Group:
         """Return when every member has entered."""
         self._over.check()
         if self.size > 1:
-            work = self._start("barrier", dist.BarrierOptions())
+            work = self._start("barrier", _c10d.BarrierOptions())
             Pending(work, self._over, (), poll=not self._is_cuda).wait()
 
     def send(self, tensor: Tensor, to: int, tag: int) -> Pending:
@@ -233,7 +235,7 @@ class Groups:
             stage = plan.stages[stage_index]
             store: Any = None
             if num_members > 1:
-                store = dist.TCPStore(
+                store = _c10d.TCPStore(
                     rendezvous.host, rendezvous.port, None, False, timeout=LONGEST_WAIT
                 )
             prefix = f"generation-{rendezvous.generation}"
@@ -242,7 +244,7 @@ class Groups:
             def group(name: str, rank: int, size: int) -> Group:
                 backend = None
                 if size > 1:
-                    space = dist.PrefixStore(f"{prefix}/{name}", store)
+                    space = _c10d.PrefixStore(f"{prefix}/{name}", store)
                     backend = _new_backend(space, rank, size, host, is_cuda=self._is_cuda)
                     self._backends.append(backend)
                 return Group(backend, rank, size, self.over, is_cuda=self._is_cuda)
@@ -281,10 +283,10 @@ class Groups:
 
 def _new_backend(store: Any, rank: int, size: int, host: str, *, is_cuda: bool) -> Any:
     if is_cuda:
-        options = dist.ProcessGroupNCCL.Options()
+        options = _c10d.ProcessGroupNCCL.Options()
         options._timeout = LONGEST_WAIT
-        return dist.ProcessGroupNCCL(store, rank, size, options)
-    gloo = dist.ProcessGroupGloo
+        return _c10d.ProcessGroupNCCL(store, rank, size, options)
+    gloo = _c10d.ProcessGroupGloo
     options = gloo._Options()
     options._timeout = LONGEST_WAIT
     options._devices = [gloo.create_device(hostname=host, lazy_init=False)]

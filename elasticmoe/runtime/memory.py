@@ -153,7 +153,8 @@ class Homes:
 
     def hashes(self) -> Tensor:
         """One int64 per home: wrapping sums of the bits of weights and moments; any flipped bit
-        changes them. (28 GB/s on one core; a cryptographic hash guards what is written out.)"""
+        changes them. 28 GB/s on one core; what is written out has a stronger hash.
+        """
         found = torch.empty(len(self.units), dtype=torch.int64)
         for row, unit in enumerate(self.units):
             where = self.slice_of(unit)

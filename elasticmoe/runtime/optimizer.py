@@ -22,7 +22,9 @@ class Update:
     learning_rate: float
 
 
-def apply_update(homes: Homes, units: tuple[Unit, ...], spec: OptimizerSpec, update: Update) -> None:
+def apply_update(
+    homes: Homes, units: tuple[Unit, ...], spec: OptimizerSpec, update: Update
+) -> None:
     """Apply the prepared gradients to these units, one after the other.
 
     Each unit's stamps differ exactly while it is being written, so a crash tears at most one.

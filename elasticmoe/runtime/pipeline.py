@@ -69,9 +69,7 @@ class Pipeline:
         start, stop = plan.stages[index].samples[plan.stages[index].members.index(member)]
         self._num_samples = stop - start
 
-    def run(
-        self, waves: list[Wave], ids_of_wave: Callable[[int], Tensor]
-    ) -> list[StageOutput]:
+    def run(self, waves: list[Wave], ids_of_wave: Callable[[int], Tensor]) -> list[StageOutput]:
         """Run forward and backward of all waves; gradients accumulate in the bound memory.
 
         Args:
@@ -122,7 +120,7 @@ class Pipeline:
         is_forward = op.kind == "forward"
         overlaps = self._before if is_forward else self._after
         pipe = self._groups.forward_pipe if is_forward else self._groups.backward_pipe
-        if (self._is_first if is_forward else self._is_last):
+        if self._is_first if is_forward else self._is_last:
             return _Arrival(torch.empty(0), [])
         shape = (self._num_samples, *self._sample_shape)
         tensor = torch.empty(shape, dtype=self._dtype, device=self._device)

@@ -71,7 +71,9 @@ class StepResult:
 class StepRecord:
     """Packs this member's part of a step and reads everybody's."""
 
-    def __init__(self, job: JobSpec, inventory: Inventory, digest: int, device: torch.device):
+    def __init__(
+        self, job: JobSpec, inventory: Inventory, digest: int, device: torch.device
+    ) -> None:
         self._blocks = [block.index for block in inventory.moe_blocks]
         self._num_experts = job.model.moe.num_experts
         self._depth = job.model.mtp_depth

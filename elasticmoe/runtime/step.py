@@ -1,4 +1,4 @@
-"""The training loop: one step is one transaction. **Read this first.**
+"""Read this first: the training loop. One step is one transaction.
 
 compute -> reduce -> agree -> prepare -> vote -> apply. Nothing is applied before everybody has
 voted, and nothing can keep a member from applying once it has; so no two members are ever more
@@ -164,4 +164,3 @@ def _squared_norm(flat: torch.Tensor) -> float:
     norms = torch._foreach_norm(list(flat.split(2**16)))
     squares: NDArray[np.float64] = torch.stack(norms).double().square().cpu().numpy()
     return float(squares.sum())
-

@@ -119,7 +119,8 @@ def _expand_preset(tables: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
         hint = guess(str(name), list(PRESETS)) or ";"
         known = f"{'There' if hint.endswith('?') else 'there'} are {', '.join(PRESETS)}"
-        raise SpecError((f"model.preset = {json.dumps(name, default=repr)}: no such preset{hint} {known}",))
+        given = json.dumps(name, default=repr)
+        raise SpecError((f"model.preset = {given}: no such preset{hint} {known}",))
     return {**tables, "model": _merge(PRESETS[name](), model)}
 
 

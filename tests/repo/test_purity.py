@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[2] / "elasticmoe"
 PURE = ("spec", "plan", "messages", "controller", "simulator")
 ALLOWED = {
     "abc", "asyncio", "bisect", "collections", "copy", "dataclasses", "datetime", "difflib",
-    "enum", "fractions", "functools", "hashlib", "heapq", "importlib", "itertools", "json", "logging", "math", "operator", "re",
+    "enum", "fractions", "functools", "hashlib", "heapq", "importlib", "itertools", "json",
+    "logging", "math", "operator", "re",
     "statistics", "string", "textwrap", "tomllib", "types", "typing",
     "elasticmoe", "numpy", "pydantic", "pydantic_core", "scipy",
 }  # fmt: skip

@@ -271,7 +271,9 @@ def serial_run(job: JobSpec, steps: int) -> Outcome:
         flat, gradient = flats[block.index], gradients[block.index]
         rows = zip(flat.view(-1, block.numel), gradient.view(-1, block.numel), strict=True)
         for values, grads in rows:
-            for group, part in enumerate((slice(0, block.decay_numel), slice(block.decay_numel, None))):
+            for group, part in enumerate(
+                (slice(0, block.decay_numel), slice(block.decay_numel, None))
+            ):
                 if values[part].numel():
                     leaf = values[part].detach().requires_grad_()
                     leaf.grad = grads[part]

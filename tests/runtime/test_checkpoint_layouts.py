@@ -61,7 +61,7 @@ def write_checkpoint(pool: Pool, job: JobSpec, workers: int) -> Outcome:
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
-@pytest.mark.parametrize(("workers", "stages"), LAYOUTS)
+@pytest.mark.parametrize("workers, stages", LAYOUTS)
 def test_a_checkpoint_of_one_layout_is_read_bit_for_bit_by_every_other(
     pool: Pool, tmp_path: Path, workers: int, stages: int, precision: str
 ) -> None:

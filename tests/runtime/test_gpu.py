@@ -28,7 +28,7 @@ def alone_on_cuda(job: JobSpec) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("precision", "bound"), [("fp64", 1e-9), ("fp32", 1e-4)], ids=["fp64", "fp32"]
+    "precision, bound", [("fp64", 1e-9), ("fp32", 1e-4)], ids=["fp64", "fp32"]
 )
 def test_one_gpu_computes_what_the_cpu_computes(precision: str, bound: float) -> None:
     job = job_in(precision)

@@ -98,7 +98,7 @@ def difference(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(found - wanted).max()) / scale
 
 
-@pytest.mark.parametrize(("workers", "nodes", "job"), LAYOUTS)
+@pytest.mark.parametrize("workers, nodes, job", LAYOUTS)
 def test_a_gang_of_any_layout_computes_what_one_process_computes(
     pool: Pool, workers: int, nodes: int, job: JobSpec
 ) -> None:

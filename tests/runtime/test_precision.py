@@ -13,7 +13,7 @@ STEPS = 5
 SIZES: dict[str, Any] = {"hidden_size": 32, "moe": {"expert_hidden_size": 32}}
 
 
-@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (2, 1), (4, 2), (3, 3), (8, 2)])
+@pytest.mark.parametrize("workers, stages", [(1, 1), (2, 1), (4, 2), (3, 3), (8, 2)])
 @pytest.mark.parametrize("replicas", ["one", "all"])
 def test_fp32_losses_equal_the_serial_ones_to_rounding(
     pool: Pool, workers: int, stages: int, replicas: str
@@ -49,8 +49,6 @@ def test_bf16_follows_the_fp32_losses(pool: Pool) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         job = tiny_job(model={**SIZES, "precision": precision}, parallel={"stages": 2})
-        losses[precision] = np.array(
-            merged(pool.run(Case(job, plan_for(job, 4, 2), STEPS))).losses
-        )
+        losses[precision] = np.array(merged(pool.run(Case(job, plan_for(job, 4, 2), STEPS))).losses)
 
     assert np.abs(losses["bf16"] / losses["fp32"] - 1).max() < 0.02

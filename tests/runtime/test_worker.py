@@ -113,7 +113,9 @@ def form(job: JobSpec, workers: list[Worker], generation: int) -> None:
     plan = plan_for(job, len(workers)).to_json()
     for member, worker in enumerate(workers):
         worker.tell(
-            FormGang(generation, member, json.loads(json.dumps(plan)), "127.0.0.1", store.port, None)
+            FormGang(
+                generation, member, json.loads(json.dumps(plan)), "127.0.0.1", store.port, None
+            )
         )
 
 
@@ -164,9 +166,7 @@ def test_after_a_death_the_survivor_parks_and_forms_the_next_generation(
     assert workers[0].next(StepDone).generation == 2
 
 
-def test_breaking_a_generation_parks_everybody_at_once(
-    job: JobSpec, workers: list[Worker]
-) -> None:
+def test_breaking_a_generation_parks_everybody_at_once(job: JobSpec, workers: list[Worker]) -> None:
     form(job, workers, 1)
     workers[0].next(StepDone)
 
