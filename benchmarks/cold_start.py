@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crew import ROOT, worker_environment
+from benchmarks.crew import ROOT, user_environment
 from benchmarks.figures import Report
 from benchmarks.rivals.job import Workload
 from elasticmoe.report.history import STEPS_FILE
@@ -88,7 +88,7 @@ def _run(command: list[str], home: Path) -> float:
         launched_s = time.time()
         code = subprocess.call(
             command,
-            env=worker_environment(),
+            env=user_environment(),
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
-from elasticmoe.errors import ClusterError, ElasticMoEError
+from elasticmoe.errors import ClusterError, ElasticMoEError, SpecError
 from elasticmoe.spec.job import JobSpec
 
 NAMESPACE: Final = "elasticmoe"
@@ -155,6 +155,8 @@ def error_from(plain: dict[str, str]) -> ElasticMoEError:
     """Rebuild an error that crossed a process boundary as `code` and `message`."""
     kinds = {kind.code: kind for kind in _all_errors(ElasticMoEError)}
     kind = kinds.get(plain["code"], ElasticMoEError)
+    if kind is SpecError:
+        return SpecError(tuple(plain["message"].splitlines()))
     try:
         return kind(plain["message"])
     except TypeError:  # it wants other arguments than a sentence

@@ -17,7 +17,7 @@ from torch import Tensor
 from elasticmoe.plan.exchange import UnitRoutes, plan_exchange
 from elasticmoe.plan.holders import IntArray
 from elasticmoe.plan.types import Inventory, Plan, Unit
-from elasticmoe.runtime.groups import Group, Pending
+from elasticmoe.runtime.groups import Group
 from elasticmoe.runtime.memory import Homes, Span, Weights, add_spans, copy_spans, merge_spans
 
 Place = Callable[[Unit], int]
@@ -85,17 +85,13 @@ class StateExchange:
         for spans in route.unpack:
             copy_spans(route.incoming, homes.prepared, spans)
 
-    def start_publish(self) -> Pending:
-        """Start sending the primary homes' weights to all holders; `finish_publish` ends it."""
-        route = self._publish
+    def publish(self) -> None:
+        """Send the primary homes' weights to all holders, where the stage computes with them."""
+        route, own = self._publish, self._world.rank
         copy_spans(self._homes.master, route.outgoing, route.pack)
-        return self._world.start_all_to_all(
+        pending = self._world.start_all_to_all(
             route.incoming, route.outgoing, route.received, route.sent
         )
-
-    def finish_publish(self, pending: Pending) -> None:
-        """Wait for the weights and put them where the stage computes with them."""
-        route, own = self._publish, self._world.rank
         copy_spans(self._homes.master, self._weights.flat, route.unpack[own])
         pending.wait()
         for rank, spans in enumerate(route.unpack):

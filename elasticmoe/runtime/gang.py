@@ -148,11 +148,9 @@ class Gang:
 
         return read
 
-    def publish(self, during: Callable[[], None] = lambda: None) -> None:
-        """Send all homes' weights to their holders; `during` runs while they travel."""
-        pending = self.state.start_publish()
-        during()
-        self.state.finish_publish(pending)
+    def publish(self) -> None:
+        """Send the primary homes' weights to their holders."""
+        self.state.publish()
 
 
 def form_gang(

@@ -89,9 +89,9 @@ def prepare(gang: Gang, result: StepResult) -> None:
 def apply(gang: Gang, result: StepResult) -> float:
     """Move everything to the next step; returns the learning rate.
 
-    Primary homes first, then their weights travel while the other homes follow: both homes of a
-    unit are never being written at once. A step whose loss or gradients are not finite commits
-    as a no-op: number and data move, weights and bias do not.
+    Primary homes first; when their weights have arrived, the other homes follow. So no two homes of
+    a unit are being written at once, and a crash tears one of them at most. A step whose loss or
+    gradients are not finite commits as a no-op: number and data move, weights and bias do not.
     """
     progress, job = gang.progress, gang.job
     rate = learning_rate(progress.step, job.optimizer, job.schedule)
@@ -103,9 +103,6 @@ def apply(gang: Gang, result: StepResult) -> float:
     update = Update(progress.step, progress.updates, rate)
     homes = gang.homes
     apply_update(homes, homes.units[: homes.num_primary], job.optimizer, update)
-    gang.publish(
-        during=lambda: apply_update(homes, homes.units[homes.num_primary :], job.optimizer, update)
-    )
     bias_LE = update_bias(
         progress.bias_LE.cpu().numpy(), result.counts_LE, job.balance, progress.step - 1
     )
@@ -113,6 +110,10 @@ def apply(gang: Gang, result: StepResult) -> float:
     progress.running_LE = (
         RUNNING_DECAY * progress.running_LE + (1 - RUNNING_DECAY) * result.counts_LE
     )
+    try:
+        gang.publish()
+    finally:  # past the vote the local update runs to its end, whatever becomes of the gang
+        apply_update(homes, homes.units[homes.num_primary :], job.optimizer, update)
     return rate
 
 

@@ -27,9 +27,7 @@ def alone_on_cuda(job: JobSpec) -> Outcome:
     return run_member(case, 0, rendezvous.port, rendezvous.generation)[0]
 
 
-@pytest.mark.parametrize(
-    "precision, bound", [("fp64", 1e-9), ("fp32", 1e-4)], ids=["fp64", "fp32"]
-)
+@pytest.mark.parametrize("precision, bound", [("fp64", 1e-9), ("fp32", 1e-4)], ids=["fp64", "fp32"])
 def test_one_gpu_computes_what_the_cpu_computes(precision: str, bound: float) -> None:
     job = job_in(precision)
 

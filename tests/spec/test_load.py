@@ -160,7 +160,7 @@ def test_an_override_sets_one_field(override: str, read: Any) -> None:
         ("storage.dir=3", "storage.dir = 3: must be a string in quotes"),
         (
             "parallel.stages=5",
-            "parallel.stages 5 exceeds model.num_layers 4; a stage needs a layer",
+            "parallel.stages 5 exceeds model.num_layers 3; a stage needs a layer",
         ),
         (
             "model.preset=qickstart",
