@@ -5,6 +5,8 @@ VENV ?= .venv
 # For example: make train TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH_ARGS ?=
 JOB ?= examples/quickstart.toml
+# For example: make train ARGS=--fresh
+ARGS ?=
 
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.elasticmoe-setup
@@ -16,7 +18,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 .PHONY: train test setup lint format types layers unit data clean
 
 train: setup data  ## learn real text on four workers; kill one, and see what happens
-	$(BIN)/elasticmoe train $(JOB)
+	$(BIN)/elasticmoe train $(JOB) $(ARGS)
 
 test: lint types layers unit  ## everything that is checked on every change
 

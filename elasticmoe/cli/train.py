@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from elasticmoe.cli.display import open_view
+from elasticmoe.cli.finished import finished_outcome, read_summary, set_aside
 from elasticmoe.cli.progress import Progress
 from elasticmoe.cli.saying import say
 from elasticmoe.cli.summary import show_summary
@@ -34,10 +35,19 @@ def train_job(
         typer.Option(help="A Ray cluster, HOST:PORT or auto; else a Ray of its own starts here."),
     ] = None,
     plain: Plain = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew; what the directory holds is kept beside.")
+    ] = False,
 ) -> None:
     """Train a job to its end, and show how it goes."""
     spec = read_job(job, overrides or [])
     _check_data_is_packed(spec)
+    if fresh:
+        if kept := set_aside(spec):
+            say(f"what {spec.storage.dir} held is now in {kept}")
+    elif outcome := finished_outcome(spec):
+        _show_finished(job, spec, outcome)
+        return
     say(f"{spec.name}: starting {spec.workers.replicas} workers")
     from elasticmoe.api import client_of
     from elasticmoe.cluster.jobs import submit
@@ -80,6 +90,20 @@ def _check_data_is_packed(job: JobSpec) -> None:
                 for path in missing
             )
         )
+
+
+def _show_finished(file: Path, job: JobSpec, outcome: dict[str, object]) -> None:
+    job_dir = Path(job.storage.dir)
+    summary = read_summary(job_dir)
+    if summary is None:
+        _conclude(job, job_dir, outcome)
+    else:
+        show_summary(summary)
+    say(
+        f"{job_dir} holds this finished run already. To train anew and keep it beside: "
+        f"elasticmoe train {file} --fresh   "
+        f"To train longer: --set schedule.steps={2 * job.schedule.steps}"
+    )
 
 
 def _progress_of(job: JobSpec) -> Progress:

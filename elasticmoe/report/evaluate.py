@@ -3,9 +3,6 @@
 Shapes: N = samples, T = tokens of a sample, V = vocabulary.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
 from typing import Final
@@ -51,22 +48,6 @@ def evaluate(job: JobSpec, checkpoint: Checkpoint) -> Evaluation:
         CheckpointError: it is damaged.
         DataError: nothing is held out, or the data cannot be read.
     """
-    with every_core():
-        return _evaluate(job, checkpoint)
-
-
-@contextmanager
-def every_core() -> Iterator[None]:
-    """Let torch use all cores: training is over, and jobs set one thread per process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _evaluate(job: JobSpec, checkpoint: Checkpoint) -> Evaluation:
     model = WholeModel(checkpoint, seq_len=job.data.seq_len)
     tokenizer = read_tokenizer(job.data.sources[0].path)
     heldout_NT = read_heldout(job)

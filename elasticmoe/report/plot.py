@@ -22,6 +22,7 @@ MARK: Final = "#dc2626"
 SMOOTHING_SHARE: Final = 0.02
 """Width of the moving averages, as share of the run."""
 MAX_NAMED_LAYERS: Final = 8
+MAX_NAMED_MARKS: Final = 12
 
 
 def draw_plot(history: History, path: Path, *, title: str) -> None:
@@ -86,13 +87,21 @@ def _draw_imbalance(axis: Axes, steps_T: FloatArray, violation_TL: FloatArray) -
     axis.set_ylabel("MaxVio (0 is even load)", color=INK)
     axis.set_ylim(bottom=0)
     if named:
-        axis.legend(ncols=4, fontsize=8, frameon=False, loc="upper right")
+        axis.legend(  # above the axes: an imbalance that stays high would run through it
+            ncols=MAX_NAMED_LAYERS, fontsize=8, frameon=False, loc="lower right",
+            bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2,
+        )  # fmt: skip
 
 
 def _mark_recoveries(axes: FloatArray, steps: list[int]) -> None:
     for axis in axes:
         for step in steps:
             axis.axvline(step, color=MARK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for step in steps if len(steps) <= MAX_NAMED_MARKS else ():
+        axes[0].text(  # x in steps, y as share of the height
+            step, 0.98, f" {step}", transform=axes[0].get_xaxis_transform(), fontsize=8, color=MARK,
+            verticalalignment="top",
+        )  # fmt: skip
     if steps:
         axes[0].plot([], [], color=MARK, linestyle=(0, (4, 3)), label="gang formed again")
         axes[0].legend(frameon=False, fontsize=9, loc="upper right")

@@ -2,6 +2,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from elasticmoe.report.history import STEPS_FILE, History, StepRecord, read_history
 
 
@@ -47,10 +49,20 @@ def test_a_mark_of_a_past_that_was_given_up_is_taken_back(tmp_path: Path) -> Non
     assert list(history.steps) == list(range(1, 9))
 
 
-def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:
-    _write(tmp_path, _line(1), torn='{"n": 2, "at_s"')
+def test_a_new_run_from_the_first_step_forgets_the_one_before(tmp_path: Path) -> None:
+    _write(tmp_path, _line(1), _line(2, generation=2), _line(3, generation=2), _line(1))
 
-    assert list(read_history(tmp_path).steps) == [1]
+    history = read_history(tmp_path)
+
+    assert list(history.steps) == [1]
+    assert history.reformed == []
+
+
+@pytest.mark.parametrize("behind", ["", "\n" + json.dumps(_line(2)) + "\n"])
+def test_a_torn_line_is_passed_over(tmp_path: Path, behind: str) -> None:
+    _write(tmp_path, _line(1), torn='{"n": 2, "at_s"' + behind)
+
+    assert list(read_history(tmp_path).steps) == ([1, 2] if behind else [1])
 
 
 def test_speed_counts_the_newest_generation_alone() -> None:

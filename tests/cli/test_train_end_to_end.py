@@ -1,0 +1,87 @@
+"""`elasticmoe train` as a user runs it: a real Ray, real workers, one of them killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elasticmoe.cluster.journal_file import read_journal
+from elasticmoe.controller.history import check_history
+
+STEPS = 60
+JOB = f"""
+version = 1
+name = "tiny"
+[model]
+vocab_size = 256
+hidden_size = 32
+num_layers = 2
+first_dense_layers = 1
+dense_hidden_size = 32
+attention = {{ kind = "gqa", num_heads = 2 }}
+moe = {{ num_experts = 4, top_k = 2, expert_hidden_size = 16 }}
+[data]
+sources = [{{ path = "data" }}]
+seq_len = 32
+[batch]
+global_samples = 8
+num_waves = 2
+[optimizer]
+learning_rate = 3e-3
+[schedule]
+steps = {STEPS}
+[parallel]
+stages = 2
+[workers]
+replicas = 2
+min = 1
+max = 2
+device = "cpu"
+[checkpoint]
+interval_steps = 10
+[storage]
+dir = "run"
+"""
+
+
+def _elasticmoe(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", "from elasticmoe.cli import main; main()", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_run_whose_worker_is_killed_as_invited_still_takes_every_step(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
+    assert _elasticmoe(tmp_path, "data", "pack", "text.txt", "--out", "data").wait(60) == 0
+
+    train = _elasticmoe(tmp_path, "train", "job.toml", "--plain")
+    assert train.stdout is not None
+    said, killed = [], 0
+    for line in train.stdout:
+        said.append(line)
+        invited = re.search(r"kill -9 (\d+)", line)
+        if invited and not killed:
+            killed = int(invited[1])
+            os.kill(killed, signal.SIGKILL)
+
+    text = "".join(said)
+    assert train.wait(30) == 0, text
+    assert killed, text
+    assert "signal 9" in text
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["steps"], summary["outcome"], summary["faults"]) == (STEPS, "done", 1)
+    assert check_history(read_journal(tmp_path / "run" / "journal")) == []
