@@ -63,6 +63,7 @@ class Hands:
     ) -> None:
         self._agents, self._post, self._end = agents, post, end
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deleting: set[asyncio.Task[None]] = set()
         self._forming: dict[int, Forming] = {}
 
     async def carry_out(self, command: Command) -> None:
@@ -83,10 +84,14 @@ class Hands:
             case SealCheckpoint():
                 self._begin(command, self._seal(command))
             case DeleteCheckpoint():
-                self._begin(command, self._delete(command))
+                task = self._begin(command, self._delete(command))
+                self._deleting.add(task)
+                task.add_done_callback(self._deleting.discard)
             case WakeAt():
                 self._begin(command, self._wake(command.at_s))
             case EndJob():
+                if self._deleting:  # an agent's clerk does it; afterwards there is none
+                    await asyncio.wait(self._deleting, timeout=END_TIMEOUT_S)
                 await self._agents.end_all(command.reason, END_TIMEOUT_S)
                 await self._end(command)
 

@@ -21,8 +21,6 @@ from elasticmoe.runtime.record import StepResult, layer_metrics
 
 RUNNING_DECAY = 0.99
 """Of the running load: about the last 100 steps."""
-MOST_COUNTS_REPORTED = 2048
-"""A report stays small: with more layers times experts only the layers' summaries travel."""
 
 
 class HomesDifferError(ElasticMoEError):
@@ -137,7 +135,6 @@ def compare_homes(gang: Gang) -> None:
 def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
     """What is reported of a committed step, as plain data."""
     result, seconds = step.result, sum(step.seconds.values())
-    counts = result.counts_LE.tolist() if result.counts_LE.size <= MOST_COUNTS_REPORTED else []
     tokens = gang.job.batch.global_samples * gang.job.data.seq_len
     return {
         "loss": result.loss,
@@ -151,7 +148,6 @@ def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
         "flops_per_s": gang.step_flops / seconds,
         "mfu": gang.step_flops / seconds / gang.peak_flops if gang.peak_flops else None,
         "phases": step.seconds,
-        "counts": counts,
         "layers": layer_metrics(
             gang.inventory, gang.job.model.moe.top_k, result, gang.progress.running_LE
         ),
