@@ -194,8 +194,8 @@ def _headline(progress: Progress) -> Table:
         ProgressBar(total=progress.total_steps, completed=progress.step),
         f"loss {progress.loss:.3f}" if progress.loss is not None else "starting",
         f"{progress.tokens_per_s:,.0f} tokens/s",
-        f"ETA {format_duration(eta_s)}" if eta_s is not None else "ETA ...",
-        f"{workers} worker{'' if workers == 1 else 's'}",
+        f"ETA {format_duration(eta_s)}" if eta_s is not None and workers else "",
+        f"{workers} worker{'' if workers == 1 else 's'}" if workers else "",
     )
     return table
 

@@ -36,6 +36,8 @@ class Progress:
         elif event.kind == "step":
             self.history.add(StepRecord.from_fields(event.at_s, event.fields))
             self.layers = list(event.fields["metrics"].get("layers", ()))
+        elif event.kind == "end":
+            self.workers = []
 
     @property
     def step(self) -> int:

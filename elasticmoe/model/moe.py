@@ -83,8 +83,7 @@ class MoE(nn.Module):
         agreed_NE = wave.exchange.agree(block, counts_SE)
         wave.earlier_counts_LE[wave.index, call.row] = agreed_NE.sum(dim=0)
         chosen_TK, kept_NE = self._limit(choice.chosen_TK, agreed_NE, x_SPD.shape[1], call)
-        rows_TKD = wave.exchange.run(block, tokens_TD, chosen_TK, kept_NE, call.experts.run_slots)
-        out_TD = self.combine(rows_TKD, choice.weights_TK)
+        out_TD = self._run(call, tokens_TD, chosen_TK, choice.weights_TK, kept_NE)
         out_SPD = out_TD.view(x_SPD.shape)
         if self.shared is not None:
             out_SPD = out_SPD + self.shared(x_SPD)
@@ -101,6 +100,22 @@ class MoE(nn.Module):
             balance=self.balance,
             window_samples=self.window_samples,
         )
+
+    def _run(
+        self,
+        call: LayerCall,
+        tokens_TD: Tensor,
+        chosen_TK: Tensor,
+        weights_TK: Tensor,
+        kept_NE: Tensor,
+    ) -> Tensor:
+        exchange, slots = call.wave.exchange, call.experts.run_slots
+        block = call.experts.block.index
+        if type(self.combine) is WeightedSum:  # the exchange sums on the way
+            return exchange.run(block, tokens_TD, chosen_TK, kept_NE, slots, weights_TK)
+        rows_TKD = exchange.run(block, tokens_TD, chosen_TK, kept_NE, slots)
+        combined: Tensor = self.combine(rows_TKD, weights_TK)
+        return combined
 
     def _counts(self, chosen_TK: Tensor, num_samples: int) -> Tensor:
         experts = self.moe.num_experts

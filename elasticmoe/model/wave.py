@@ -27,7 +27,13 @@ class TokenExchange(Protocol):
         ...
 
     def run(
-        self, block: int, tokens_TD: Tensor, chosen_TK: Tensor, kept_NE: Tensor, slots: RunSlots
+        self,
+        block: int,
+        tokens_TD: Tensor,
+        chosen_TK: Tensor,
+        kept_NE: Tensor,
+        slots: RunSlots,
+        weights_TK: Tensor | None = None,
     ) -> Tensor:
         """Send each token to its experts and bring their outputs back; differentiable.
 
@@ -37,9 +43,11 @@ class TokenExchange(Protocol):
             chosen_TK: expert ids, int64; -1 where the assignment was dropped.
             kept_NE: assignments that remain per sample of the wave and expert, int64.
             slots: computes the experts that this worker holds.
+            weights_TK: of each choice in the token's sum; none: nothing is summed.
 
         Returns:
-            Expert outputs per token and choice, [T, K, D]; zeros where dropped.
+            The weighted sums, [T, D]; without weights the expert outputs per token and choice,
+            [T, K, D]. Dropped assignments count as zeros.
         """
         ...
 
@@ -114,7 +122,13 @@ class SerialExchange:
         return counts_SE
 
     def run(
-        self, block: int, tokens_TD: Tensor, chosen_TK: Tensor, kept_NE: Tensor, slots: RunSlots
+        self,
+        block: int,
+        tokens_TD: Tensor,
+        chosen_TK: Tensor,
+        kept_NE: Tensor,
+        slots: RunSlots,
+        weights_TK: Tensor | None = None,
     ) -> Tensor:
         """See `TokenExchange.run`."""
         chosen = chosen_TK.flatten()
@@ -125,4 +139,7 @@ class SerialExchange:
         per_slot: list[int] = torch.bincount(slot[kept], minlength=num_slots).tolist()
         rows = slots(tokens_TD[order // chosen_TK.shape[1]], per_slot)
         out = rows.new_zeros(chosen.shape[0], rows.shape[1])
-        return out.index_copy(0, order, rows).view(*chosen_TK.shape, rows.shape[1])
+        rows_TKD = out.index_copy(0, order, rows).view(*chosen_TK.shape, rows.shape[1])
+        if weights_TK is None:
+            return rows_TKD
+        return torch.bmm(weights_TK.to(rows.dtype)[:, None], rows_TKD).squeeze(1)

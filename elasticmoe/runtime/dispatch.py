@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from elasticmoe.model.wave import RunSlots
 from elasticmoe.plan.dispatch import split_tokens
@@ -29,10 +30,10 @@ class _Routing:
     the rows that this worker's experts compute are the kept ones and those that *arrive*.
     """
 
+    num_tokens: int
+    """T."""
     choices: int
     """K."""
-    dropped: bool
-    """Whether some assignments go nowhere."""
     group: Group | None
     """None: all rows stay here."""
     kept: Tensor
@@ -70,55 +71,109 @@ class _Routing:
         self.exchange(outgoing, pool[num_tokens:], back=False)
         return pool.index_select(0, self.source)
 
-    def gather(self, rows_MD: Tensor, num_tokens: int) -> Tensor:
-        """Bring each computed row back to its assignment; [M, D] to [T * K, D], zeros where
-        dropped."""
-        width = rows_MD.shape[1]
-        new = rows_MD.new_zeros if self.dropped else rows_MD.new_empty
-        out = new(num_tokens * self.choices, width)
+    def bring_back(self, rows_MD: Tensor) -> Tensor:
+        """Return arrived rows to the workers they came from; gets this worker's sent ones."""
+        returned = rows_MD.new_empty(self.sent.numel(), rows_MD.shape[1])
         if self.group is not None:
-            returned = rows_MD.new_empty(self.sent.numel(), width)
             self.exchange(rows_MD.index_select(0, self.arrived_at), returned, back=True)
-            out.index_copy_(0, self.sent, returned)
-            rows_MD = rows_MD.index_select(0, self.kept_at)
-        return out.index_copy_(0, self.kept, rows_MD.contiguous())
+        return returned
 
-    def scatter(self, gradient_AD: Tensor) -> Tensor:
-        """Inverse of `gather`, for its gradient; [T * K, D] to [M, D]."""
+    def join(self, kept_KD: Tensor, sent_ND: Tensor) -> Tensor:
+        """Kept rows and, from their workers, what was sent here, as computed rows; [M, D]."""
         if self.group is None:
-            return gradient_AD.index_select(0, self.kept)
-        arrived = gradient_AD.new_empty(sum(self.arriving_from), gradient_AD.shape[1])
-        self.exchange(gradient_AD.index_select(0, self.sent), arrived, back=False)
-        out = gradient_AD.new_empty(self.source.numel(), gradient_AD.shape[1])
-        out.index_copy_(0, self.kept_at, gradient_AD.index_select(0, self.kept))
+            return kept_KD
+        arrived = sent_ND.new_empty(self.arrived_at.numel(), sent_ND.shape[1])
+        self.exchange(sent_ND, arrived, back=False)
+        out = kept_KD.new_empty(self.source.numel(), kept_KD.shape[1])
+        out.index_copy_(0, self.kept_at, kept_KD)
         return out.index_copy_(0, self.arrived_at, arrived)
+
+    def kept_of(self, rows_MD: Tensor) -> Tensor:
+        """The kept ones among computed rows, by slot."""
+        return rows_MD if self.group is None else rows_MD.index_select(0, self.kept_at)
+
+    def sum_up(self, rows_MD: Tensor, returned: Tensor, weights_A: Tensor | None) -> Tensor:
+        """Sum each token's rows, weighted; [T, D]. A bag sum reads every row once."""
+        out = self._bag(rows_MD, self.kept, self.kept_at, weights_A)
+        if self.group is not None:
+            number = torch.arange(self.sent.numel(), device=returned.device)
+            out += self._bag(returned, self.sent, number, weights_A)
+        return out
+
+    def _bag(self, rows: Tensor, positions: Tensor, at: Tensor, weights_A: Tensor | None) -> Tensor:
+        if not positions.numel():
+            return rows.new_zeros(self.num_tokens, rows.shape[1])
+        place_A = positions.new_full((self.num_tokens * self.choices,), -1)
+        place_A[positions] = at
+        is_here_A = place_A >= 0
+        per_token = is_here_A.view(self.num_tokens, self.choices).sum(1)
+        chosen = is_here_A.nonzero().squeeze(1)
+        return F.embedding_bag(
+            place_A[chosen],
+            rows,
+            per_token.cumsum(0) - per_token,
+            mode="sum",
+            per_sample_weights=None if weights_A is None else weights_A[chosen],
+        )
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tokens_TD: Tensor, routing: _Routing) -> Tensor:
-        ctx.routing, ctx.num_tokens = routing, tokens_TD.shape[0]
+        ctx.routing = routing
         return routing.spread(tokens_TD)
 
     @staticmethod
     def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None]:
         routing: _Routing = ctx.routing
-        assignments = routing.gather(gradient_MD, ctx.num_tokens)
-        shape = (ctx.num_tokens, routing.choices, gradient_MD.shape[1])
-        return assignments.view(shape).sum(1), None
+        rows = gradient_MD.contiguous()
+        return routing.sum_up(rows, routing.bring_back(rows), None), None
 
 
 class _Collect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows_MD: Tensor, routing: _Routing, num_tokens: int) -> Tensor:
-        ctx.routing = routing
-        out = routing.gather(rows_MD, num_tokens)
-        return out.view(num_tokens, routing.choices, rows_MD.shape[1])
+    """Rows back to their assignments, for a combine step of the user's."""
 
     @staticmethod
-    def backward(ctx: Any, gradient_TKD: Tensor) -> tuple[Tensor, None, None]:
+    def forward(ctx: Any, rows_MD: Tensor, routing: _Routing) -> Tensor:
+        ctx.routing = routing
+        num_assignments = routing.num_tokens * routing.choices
+        out = rows_MD.new_zeros(num_assignments, rows_MD.shape[1])
+        out.index_copy_(0, routing.kept, routing.kept_of(rows_MD))
+        out.index_copy_(0, routing.sent, routing.bring_back(rows_MD))
+        return out.view(routing.num_tokens, routing.choices, rows_MD.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TKD: Tensor) -> tuple[Tensor, None]:
         routing: _Routing = ctx.routing
-        return routing.scatter(gradient_TKD.reshape(-1, gradient_TKD.shape[2])), None, None
+        gradient_AD = gradient_TKD.reshape(-1, gradient_TKD.shape[2])
+        kept, sent = (gradient_AD.index_select(0, at) for at in (routing.kept, routing.sent))
+        return routing.join(kept, sent), None
+
+
+class _CollectWeighted(torch.autograd.Function):
+    """Rows back to their tokens, summed with the gate's weights; no row is ever copied twice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_MD: Tensor, weights_TK: Tensor, routing: _Routing) -> Tensor:
+        weights_A = weights_TK.flatten().to(rows_MD.dtype)
+        returned = routing.bring_back(rows_MD)
+        ctx.routing = routing
+        ctx.save_for_backward(rows_MD, returned, weights_A)
+        ctx.weights_dtype = weights_TK.dtype
+        return routing.sum_up(rows_MD, returned, weights_A)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+        routing: _Routing = ctx.routing
+        rows_MD, returned, weights_A = ctx.saved_tensors
+        change_A = torch.zeros_like(weights_A)
+        shares = []
+        for rows, at in ((routing.kept_of(rows_MD), routing.kept), (returned, routing.sent)):
+            share = gradient_TD.index_select(0, at // routing.choices)
+            change_A[at] = (rows * share).sum(1)
+            shares.append(share.mul_(weights_A[at, None]))
+        change_TK = change_A.view(routing.num_tokens, routing.choices).to(ctx.weights_dtype)
+        return routing.join(*shares), change_TK, None
 
 
 class StageExchange:
@@ -179,30 +234,39 @@ class StageExchange:
         return whole_NE
 
     def run(
-        self, block: int, tokens_TD: Tensor, chosen_TK: Tensor, kept_NE: Tensor, slots: RunSlots
+        self,
+        block: int,
+        tokens_TD: Tensor,
+        chosen_TK: Tensor,
+        kept_NE: Tensor,
+        slots: RunSlots,
+        weights_TK: Tensor | None = None,
     ) -> Tensor:
         """See `TokenExchange.run`."""
         if self.stays_local(block):
             routing = self._route_local(block, chosen_TK)
         else:
             routing = self._route(block, chosen_TK, kept_NE)
-        rows = _Dispatch.apply(tokens_TD, routing)
-        out: Tensor = _Collect.apply(slots(rows, routing.per_slot), routing, tokens_TD.shape[0])
+        rows_MD = slots(_Dispatch.apply(tokens_TD, routing), routing.per_slot)
+        if weights_TK is None:
+            out: Tensor = _Collect.apply(rows_MD, routing)
+        else:
+            out = _CollectWeighted.apply(rows_MD, weights_TK, routing)
         return out
 
     def _route_local(self, block: int, chosen_TK: Tensor) -> _Routing:
         chosen = chosen_TK.flatten()
-        kept, dropped = _kept(chosen)
+        kept = _kept(chosen)
         slot = self._slot_of_expert[block].to(chosen.device)[chosen[kept]]
         num_slots = len(self._slot_of_expert[block])
         order = kept[_stable_order(slot)]
         none = order[:0]
         return _Routing(
+            num_tokens=chosen_TK.shape[0],
             choices=chosen_TK.shape[1],
-            dropped=dropped,
             group=None,
             kept=order,
-            kept_at=none,
+            kept_at=torch.arange(len(order), device=order.device),
             sent=none,
             arrived_at=none,
             source=order // chosen_TK.shape[1],
@@ -217,7 +281,7 @@ class StageExchange:
         counts = kept_NE.cpu().numpy()
         tokens_EW = np.stack([counts[a:b].sum(0) for a, b in self._samples], axis=1)
         flow_EWW = split_tokens(tokens_EW, holders_EW)
-        order, dropped = self._order(block, chosen_TK.flatten(), flow_EWW[:, rank])
+        order = self._order(block, chosen_TK.flatten(), flow_EWW[:, rank])
         leaving = flow_EWW[:, rank].sum(0)
         first = int(leaving[:rank].sum())
         stop = first + int(leaving[rank])
@@ -233,8 +297,8 @@ class StageExchange:
         behind = chosen_TK.shape[0]
         source[at_arrived] = torch.arange(behind, behind + len(arrived_at), device=device)
         return _Routing(
+            num_tokens=chosen_TK.shape[0],
             choices=choices,
-            dropped=dropped,
             group=self._group,
             kept=kept,
             kept_at=at_kept,
@@ -248,23 +312,22 @@ class StageExchange:
 
     def _order(
         self, block: int, chosen: Tensor, flow_EW: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> tuple[Tensor, bool]:
+    ) -> Tensor:
         """Sort this worker's assignments by (worker, expert, token)."""
-        kept, dropped = _kept(chosen)
+        kept = _kept(chosen)
         experts = chosen[kept]
         owner, num_experts = self._owner[block], flow_EW.shape[0]
         if owner is not None:
             key = (owner * num_experts + torch.arange(num_experts)).to(chosen.device)
-            return kept[_stable_order(key[experts])], dropped
+            return kept[_stable_order(key[experts])]
         by_expert = _stable_order(experts)
         workers = np.tile(np.arange(flow_EW.shape[1]), num_experts)
         to = torch.from_numpy(np.repeat(workers, flow_EW.reshape(-1))).to(chosen.device)
-        return kept[by_expert[_stable_order(to)]], dropped
+        return kept[by_expert[_stable_order(to)]]
 
 
-def _kept(chosen: Tensor) -> tuple[Tensor, bool]:
-    kept = (chosen >= 0).nonzero().squeeze(1)
-    return kept, kept.numel() < chosen.numel()
+def _kept(chosen: Tensor) -> Tensor:
+    return (chosen >= 0).nonzero().squeeze(1)
 
 
 def _stable_order(keys: Tensor) -> Tensor:

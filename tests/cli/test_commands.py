@@ -87,7 +87,7 @@ def test_the_671b_geometry_is_planned_on_this_machine(capsys: pytest.CaptureFixt
 
     out = capsys.readouterr().out
     assert code == 0
-    assert "671 G parameters, 37.5 G active per token" in out
+    assert "671 G parameters, 37.6 G active per token" in out
     assert "256 workers on 32 nodes" in out
 
 

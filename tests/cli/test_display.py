@@ -54,6 +54,14 @@ def test_nobody_is_invited_to_kill_a_worker_of_another_machine() -> None:
     assert invitation(_training(), local=False) is None
 
 
+def test_nobody_is_invited_to_kill_a_worker_of_a_job_that_ended() -> None:
+    progress = _training()
+
+    progress.take(_event(line(5, "end", outcome="done")))
+
+    assert invitation(progress, local=True) is None
+
+
 def test_plain_lines_tell_steps_story_and_one_invitation(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
