@@ -90,8 +90,9 @@ class DispatchWorker(Worker):
     def _ours(self, chosen_TK: Tensor) -> Tensor:
         exchange, block = self._call.wave.exchange, self._call.experts.block.index
         agreed_NE = exchange.agree(block, self._counts(chosen_TK))
-        rows_TKD = exchange.run(block, self._tokens_TD, chosen_TK, agreed_NE, _identity)
-        out_TD: Tensor = self._moe.combine(rows_TKD, self._weights_TK)
+        out_TD: Tensor = exchange.run(
+            block, self._tokens_TD, chosen_TK, agreed_NE, _identity, self._weights_TK
+        )
         return out_TD
 
     def _plain(self, chosen_TK: Tensor) -> Tensor:

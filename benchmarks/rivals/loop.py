@@ -88,14 +88,23 @@ class LocalExchange:
         return counts_SE
 
     def run(
-        self, block: int, tokens_TD: Tensor, chosen_TK: Tensor, kept_NE: Tensor, slots: RunSlots
+        self,
+        block: int,
+        tokens_TD: Tensor,
+        chosen_TK: Tensor,
+        kept_NE: Tensor,
+        slots: RunSlots,
+        weights_TK: Tensor | None = None,
     ) -> Tensor:
         """See `TokenExchange.run`; nothing is ever dropped here."""
         chosen = chosen_TK.flatten()
         order = torch.argsort(chosen, stable=True)
         per_slot = torch.bincount(chosen, minlength=self._num_experts).tolist()
         rows_MD = slots(tokens_TD.index_select(0, order // chosen_TK.shape[1]), per_slot)
-        return rows_MD.index_select(0, order.argsort()).view(*chosen_TK.shape, rows_MD.shape[1])
+        rows_TKD = rows_MD.index_select(0, order.argsort()).view(*chosen_TK.shape, -1)
+        if weights_TK is None:
+            return rows_TKD
+        return torch.bmm(weights_TK.to(rows_TKD.dtype)[:, None], rows_TKD).squeeze(1)
 
 
 class TorchLoop:
