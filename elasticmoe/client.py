@@ -27,8 +27,8 @@ from elasticmoe.errors import ClusterError
 CONNECT_TIMEOUT_S: Final = 10.0
 STREAM_TIMEOUT_S: Final = 30.0
 """The controller sends an empty line at least every few seconds, so silence means it is gone."""
-RECONNECT_TRIES: Final = 40
-"""A controller that was killed is back within a few seconds."""
+RECONNECT_TRIES: Final = 80
+"""A controller that was killed is back within seconds; with its node, after some 15 (measured)."""
 RECONNECT_WAIT_S: Final = 0.5
 SERVICE_FILE: Final = "service.json"
 """In a job's directory while it runs: where its controller answers, and the token."""

@@ -8,12 +8,15 @@ from elasticmoe.plan.types import ALIGN, Block, Inventory, Member, Parameter, Un
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.spec.load import parse_data
 
+SIZES = {"quickstart": {"num_layers": 4, "moe": {"expert_hidden_size": 128}}}
+"""Of these tests; the preset itself may be tuned."""
+
 
 def build_job(*overrides: str, preset: str = "quickstart") -> JobSpec:
     data = {
         "version": 1,
         "name": "test",
-        "model": {"preset": preset},
+        "model": {"preset": preset, **SIZES.get(preset, {})},
         "data": {"sources": [{"path": "data/text"}], "seq_len": 64},
         "batch": {"global_samples": 16, "num_waves": 2},
         "optimizer": {"learning_rate": 1e-3},
