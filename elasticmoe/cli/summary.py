@@ -64,7 +64,8 @@ def summary_rows(summary: "Summary") -> list[tuple[str, str]]:
 def _faults(summary: "Summary") -> str:
     if not summary.faults:
         return "none"
+    times = "once" if summary.recoveries == 1 else f"{summary.recoveries} times"
     return (
-        f"{summary.faults}, recovered {summary.recoveries} times in "
-        f"{format_duration(summary.outage_s)}; {summary.redone_steps} committed steps were redone"
+        f"{summary.faults}, recovered {times} in {format_duration(summary.outage_s)}; "
+        f"{summary.redone_steps} committed steps were redone"
     )

@@ -131,7 +131,8 @@ def form_command(decision: Form) -> FormGeneration:
 def apply_train(state: JobState, decision: Train) -> Outcome:
     """The outage is over."""
     assert state.outage is not None, "forming a generation begins an outage"
-    lasted_s = decision.at_s - state.outage.since_s
+    is_first = state.generation == 1 and not state.outage.causes  # nothing ran that could stop
+    lasted_s = 0.0 if is_first else decision.at_s - state.outage.since_s
     return replace(counted(state, outage_s=lasted_s), outage=None), ()
 
 
