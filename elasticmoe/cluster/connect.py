@@ -65,7 +65,10 @@ def connect_to_ray(address: str) -> None:
                 f"Ray at {address} is of another version; install Ray and Python as there: "
                 + " ".join(str(error).split())
             ) from error
-        raise ClusterError(f"no Ray can be reached at {address}: {_first_line(error)}") from error
+        raise ClusterError(
+            f"no Ray lets us in at {address}: {_first_line(error)} If Ray listens there, its token "
+            "differs: set RAY_AUTH_TOKEN, or put the token into ~/.ray/auth_token."
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:
