@@ -6,7 +6,7 @@ gradients forwarded, a vote, the mirrors' update. The other has one home per uni
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from benchmarks.figures import Report, upper_95
 from benchmarks.member import Worker, start_gang
@@ -28,13 +28,22 @@ class ProtocolWorker(Worker):
         bare = replace(workload, overrides=(*workload.overrides, "protection.redundancy=1"))
         self.bare = self.form(bare.job(), generation=2)
 
-    def steps(self, pairs: int) -> list[Pair]:
-        """Pairs of whole adjacent steps, one protected and one not; who is first alternates."""
+    def steps(self, blocks: int, block_steps: int) -> list[Pair]:
+        """Pairs of whole steps, protected and not, toggled after every `block_steps` steps.
 
-        def step(gang: Gang, protected: bool) -> Phases:
-            return commit(gang, compute(gang), protected=protected)
-
-        return [self._pair(number, step) for number in range(pairs)]
+        A block is so many protected and as many unprotected steps, who is first alternates; a
+        pair is the n-th of the ones and of the others.
+        """
+        sides = ((self.gang, True), (self.bare, False))
+        found = []
+        for block in range(blocks):
+            taken: dict[bool, list[Phases]] = {True: [], False: []}
+            for gang, protected in sides[:: -1 if block % 2 else 1]:
+                for _ in range(block_steps):
+                    gang.groups.world.barrier()
+                    taken[protected].append(commit(gang, compute(gang), protected=protected))
+            found += list(zip(taken[True], taken[False], strict=True))
+        return found
 
     def commits(self, computes: int, pairs: int) -> list[Pair]:
         """After each computed step, pairs of commits of its gradients, protected and not.
@@ -62,23 +71,42 @@ def _commits_of(computed: Computed) -> Callable[[Gang, bool], Phases]:
     return lambda gang, protected: commit(gang, computed, protected=protected)
 
 
-def measure_protocol(
-    report: Report, workload: Workload, *, computes: int, commits: int, pairs_1024: int
-) -> None:
-    """Add `protocol_share` (at the workload) and `protocol_share_1024` (1,024 tokens a step)."""
+@dataclass(frozen=True, slots=True)
+class ProtocolSize:
+    """How much is measured."""
+
+    blocks: int
+    """Of whole steps at the workload."""
+    block_steps: int
+    computes: int
+    """Computed steps, each committed `commits` times on both sides."""
+    commits: int
+    pairs_1024: int
+    """Of whole steps of 1,024 tokens, toggled at every step."""
+
+
+def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> None:
+    """Add `protocol_share` (whole steps at the workload), `protocol_share_of_commits` (the same
+    without the noise of computing) and `protocol_share_1024` (1,024 tokens a step)."""
     crew, _store = start_gang(ProtocolWorker, workload, 2)
-    with crew:
-        crew.call("commits", 1, 2)
-        found = _slowest(crew.call("commits", computes, commits))
     tokens = workload.step_tokens
-    report.section(f"protocol, 2 workers, {tokens} tokens a step: {len(found)} pairs of commits")
-    _add(report, found, "protocol_share", most=0.03)
+    with crew:
+        crew.call("steps", 1, 1)
+        found = _slowest(crew.call("steps", size.blocks, size.block_steps))
+        report.section(
+            f"protocol, 2 workers, {tokens} tokens a step: {len(found)} pairs of steps, toggled "
+            f"every {size.block_steps}"
+        )
+        _add(report, found, "protocol_share", most=0.03)
+        found = _slowest(crew.call("commits", size.computes, size.commits))
+    report.section(f"protocol, {tokens} tokens a step: {len(found)} pairs of commits")
+    _add(report, found, "protocol_share_of_commits", most=None)
     samples = max(1024 // workload.seq_len, 2)
     few = replace(workload, samples=samples, waves=1)
     crew, _store = start_gang(ProtocolWorker, few, 2)
     with crew:
-        crew.call("steps", 3)
-        found = _slowest(crew.call("steps", pairs_1024))
+        crew.call("steps", 3, 1)
+        found = _slowest(crew.call("steps", size.pairs_1024, 1))
     report.section(f"protocol, {few.step_tokens} tokens a step: {len(found)} pairs of steps")
     _add(report, found, "protocol_share_1024", most=None)
 

@@ -18,7 +18,7 @@ from benchmarks.crew import ROOT, Crew
 from benchmarks.dispatch import measure_dispatch
 from benchmarks.figures import Report
 from benchmarks.member import Worker, start_gang
-from benchmarks.protocol import measure_protocol
+from benchmarks.protocol import ProtocolSize, measure_protocol
 from benchmarks.rivals.job import Workload
 from benchmarks.rivals.torchrun_ddp import ENVIRONMENT, launch_command
 
@@ -37,10 +37,7 @@ class Size:
     """Micro-batches per step that a rival tries."""
     rounds: int
     """Of the dispatch measurement."""
-    computes: int
-    commits: int
-    """Pairs of commits after each computed step; `computes` times this is at least 200."""
-    pairs_1024: int
+    protocol: ProtocolSize
     cold_pairs: int
 
 
@@ -50,9 +47,7 @@ FULL = Size(
     turn_steps=1,
     sweep=(2, 4, 8),
     rounds=150,
-    computes=10,
-    commits=20,
-    pairs_1024=200,
+    protocol=ProtocolSize(blocks=20, block_steps=10, computes=10, commits=20, pairs_1024=200),
     cold_pairs=5,
 )
 QUICK = Size(
@@ -61,9 +56,7 @@ QUICK = Size(
     turn_steps=1,
     sweep=(1, 2),
     rounds=4,
-    computes=2,
-    commits=3,
-    pairs_1024=4,
+    protocol=ProtocolSize(blocks=2, block_steps=2, computes=2, commits=3, pairs_1024=4),
     cold_pairs=1,
 )
 
@@ -159,13 +152,7 @@ PARTS: dict[str, Callable[[Report, Size], None]] = {
     "dispatch": lambda report, size: measure_dispatch(
         report, size.workload, size.rounds, warmup_steps=3
     ),
-    "protocol": lambda report, size: measure_protocol(
-        report,
-        size.workload,
-        computes=size.computes,
-        commits=size.commits,
-        pairs_1024=size.pairs_1024,
-    ),
+    "protocol": lambda report, size: measure_protocol(report, size.workload, size.protocol),
     "cold-start": lambda report, size: measure_cold_start(
         report, cold_workload(size.workload), size.cold_pairs
     ),

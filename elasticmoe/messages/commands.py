@@ -8,6 +8,8 @@ is older than the newest one seen is dropped.
 from dataclasses import dataclass
 from typing import Any
 
+from elasticmoe.messages.worker import FromMemory
+
 
 @dataclass(frozen=True, slots=True)
 class StartWorkers:
@@ -39,6 +41,16 @@ class FormGeneration:
     """URI to start from; none: from the seed."""
     first_command: int
     reason: str
+    memory: FromMemory | None = None
+    """Not none: start from the vaults, `checkpoint` is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetVaults:
+    """All members have joined a generation: the vaults of the dead are of no use any more."""
+
+    node: str
+    workers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,7 @@ Command = (
     StartWorkers
     | KillWorkers
     | FormGeneration
+    | ForgetVaults
     | BreakGeneration
     | InstructGang
     | SealCheckpoint

@@ -22,6 +22,7 @@ from typing import Any
 from elasticmoe.messages.worker import (
     CheckpointFailed,
     CheckpointPart,
+    Copies,
     GangEnded,
     GangFormed,
     StepDone,
@@ -86,6 +87,20 @@ class WorkerDied:
     """`killed by signal 9`, `exit status 1`."""
     log: str
     """Where its output is."""
+    copies: Copies | None = None
+    """What its vault holds, read after it was reaped; the node's agent keeps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSilent:
+    """A living worker's heartbeat has stopped: it was stopped, or hangs with the interpreter
+    locked. Its agent has told its gang that the generation is over; it has not been killed."""
+
+    at_s: float
+    node: str
+    worker: int
+    evidence: str
+    """`no heartbeat for 0.31 s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +187,7 @@ Event = (
     | NodeUp
     | NodeLost
     | WorkerDied
+    | WorkerSilent
     | Reported
     | CheckpointSealed
     | CheckpointLost

@@ -9,6 +9,54 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Copies:
+    """What one worker's vault holds of the training state; it outlives the worker's process.
+
+    A copy of a unit is *whole* at a step, or *torn* by a crash in the middle of its update. A whole
+    copy at `prepared - 1` has all it needs to be rolled forward to `prepared`.
+    """
+
+    worker: int
+    """Whose vault."""
+    generation: int
+    """Newest generation that it joined."""
+    step: int
+    """Committed steps of its progress (bias, load, counters); -1: it has none."""
+    prepared: int
+    """The step that all its whole units one step behind are prepared for; 0: none."""
+    voted: int
+    """Newest step whose vote it passed; 0: none."""
+    whole: tuple[tuple[int, tuple[int, ...]], ...]
+    """(step, indices of the units that are whole at it), ascending."""
+    torn: tuple[int, ...] = ()
+    """Units that are neither old nor new."""
+    phase: str = ""
+    """What the worker did last: compute, reduce, agree, prepare, vote, apply."""
+    collective: int = 0
+    """Number of the collective that it entered last in this generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromMemory:
+    """Go on from what is in the workers' vaults, instead of a checkpoint.
+
+    Every member first rolls its prepared copies forward to `step`, or forgets that they were
+    prepared; then the units it lacks come from other members.
+    """
+
+    step: int
+    """Committed steps to go on from. The decision is final for this generation."""
+    moves: tuple[tuple[int, int, int], ...]
+    """(unit, member that has a copy, member that becomes a home and has none)."""
+    progress_from: int
+    """Member that has bias, load and counters of that step, or can roll them forward."""
+    heirs: tuple[tuple[int, int], ...] = ()
+    """(worker, dead worker on its node whose vault it takes over as its own)."""
+    adopted: tuple[tuple[int, int], ...] = ()
+    """(worker, dead worker on its node whose vault it reads too)."""
+
+
+@dataclass(frozen=True, slots=True)
 class FormGang:
     """Join a new generation, load the state, train. Ends whatever generation went before."""
 
@@ -24,6 +72,13 @@ class FormGang:
     """URI of the checkpoint directory to start from; none: initialise from the seed."""
     first_command: int = 1
     """Numbered commands below this one are settled."""
+    memory: FromMemory | None = None
+    """Not none: `checkpoint` is, and the state is in the vaults."""
+    vault: str = ""
+    """File of the vault that becomes this worker's own from now on; empty: it keeps what it has.
+    The agent fills this in."""
+    adopted: tuple[tuple[int, str], ...] = ()
+    """Further vaults to read from: (dead worker, file). The agent fills this in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +143,8 @@ class WorkerParked:
     worker: int
     committed_step: int
     reason: str
+    copies: Copies | None = None
+    """What is in its vault now; none if it has none yet."""
 
 
 @dataclass(frozen=True, slots=True)

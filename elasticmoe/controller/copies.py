@@ -1,0 +1,76 @@
+"""What survived a fault: which step is committed, and who can supply which unit.
+
+Decided over surviving *copies*, not over survivors: a process may be dead and its vault whole. To
+ask only the survivors whether they prepared is wrong (a model search breaks it with redundancy 1
+and one death).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from elasticmoe.messages.worker import Copies
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Which step the gang goes on from; never decided twice for one fault."""
+
+    step: int
+    """Committed steps."""
+    commits_open_step: bool
+    """Whether the step that was open is committed, not redone."""
+    reason: str
+
+
+def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None:
+    """Decide whether the open step is committed.
+
+    It is, if any copy is new, anybody passed the vote, or the journal says so; else it is dropped
+    if any whole copy is old and not prepared, because then nobody can have passed the vote; else
+    every copy is prepared and it is committed.
+
+    Args:
+        copies: of all vaults that survive, those of dead processes included.
+        committed_step: steps that the journal knows as committed.
+
+    Returns:
+        None if no whole copy is left.
+    """
+    known = tuple(copies)
+    steps = [step for vault in known for step, _ in vault.whole]
+    if not steps:
+        return None
+    newest = max([*steps, *(vault.voted for vault in known), committed_step])
+    if newest - 1 in steps or newest not in steps:
+        return Settled(newest, True, f"step {newest} had begun to be applied")
+    unprepared = [
+        vault.worker
+        for vault in known
+        if vault.prepared != newest + 1 and any(step == newest for step, _ in vault.whole)
+    ]
+    if unprepared:
+        return Settled(
+            newest, False, f"worker {unprepared[0]} was not prepared for step {newest + 1}"
+        )
+    return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}")
+
+
+def find_sources(copies: Iterable[Copies], step: int) -> Mapping[int, tuple[int, ...]]:
+    """Find whose vaults can supply each unit as it is after `step` committed steps.
+
+    Returns:
+        Unit -> workers, ascending: those that have it whole at the step, or one step behind and
+        prepared.
+    """
+    found: dict[int, list[int]] = {}
+    for vault in sorted(copies, key=lambda vault: vault.worker):
+        for at, units in vault.whole:
+            if at == step or (at == step - 1 and vault.prepared == step):
+                for unit in units:
+                    found.setdefault(unit, []).append(vault.worker)
+    return {unit: tuple(workers) for unit, workers in found.items()}
+
+
+def has_progress(vault: Copies, step: int) -> bool:
+    """Whether a vault has bias, load and counters of a step, or can roll them forward."""
+    return vault.step == step or (vault.step == step - 1 and vault.prepared == step)
