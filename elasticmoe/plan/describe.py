@@ -12,7 +12,7 @@ from elasticmoe.plan.cost import (
 )
 from elasticmoe.plan.experts import step_tokens
 from elasticmoe.plan.holders import BoolArray, IntArray, home_matrix, unit_sizes
-from elasticmoe.plan.memory import MemoryUse, plan_memory
+from elasticmoe.plan.memory import MemoryUse, plan_memory, protection_options
 from elasticmoe.plan.schedule import Durations, bubble_share
 from elasticmoe.plan.survival import plan_survival
 from elasticmoe.plan.types import Inventory, Plan
@@ -22,7 +22,7 @@ from elasticmoe.spec.job import JobSpec
 def describe_plan(
     job: JobSpec, inventory: Inventory, plan: Plan, *, max_workers: int = 32
 ) -> tuple[str, ...]:
-    """Lines of text: layout, holders and homes, memory, bubble, traffic, survival.
+    """Lines of text: layout, holders and homes, memory, traffic, bubble, survival, protection.
 
     Args:
         max_workers: of more workers than this, only the first are listed one by one.
@@ -42,6 +42,8 @@ def describe_plan(
         *_pipeline(job, inventory, plan),
         "",
         *_survival(plan),
+        "",
+        *_protection(job, inventory, plan),
     )
 
 
@@ -254,3 +256,19 @@ def _survival(plan: Plan) -> tuple[str, ...]:
             "homes on one node; only a snapshot or checkpoint brings them back"
         )
     return tuple(lines)
+
+
+def _protection(job: JobSpec, inventory: Inventory, plan: Plan) -> tuple[str, ...]:
+    chosen = f"redundancy {job.protection.redundancy}"
+    rows = [
+        (
+            f"{option.name}{' (this job)' if option.name == chosen else ''}",
+            format_amount(option.homes_bytes),
+            format_amount(option.prepared_bytes),
+            format_amount(option.further_bytes),
+            f"{format_amount(option.sent_bytes)} per {option.sent_per}",
+        )
+        for option in protection_options(job, inventory, plan)
+    ]
+    header = ("protection, mean per worker", "homes", "prepared", "further copies", "sent")
+    return format_table(header, rows)

@@ -1,9 +1,10 @@
 """Who holds and who homes every unit, as arrays.
 
-Shapes: U = units, M = members.
+Shapes: U = units, M = members, C = copies of all units, one after another.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,45 @@ def holder_matrix(
                 held_E[list(experts)] = True
                 holders_UM[rows, member] = held_E[[unit.expert for unit in units]]
     return holders_UM
+
+
+def unit_holders(
+    inventory: Inventory,
+    stages: Sequence[Stage],
+    slots: Mapping[int, tuple[tuple[int, ...], ...]],
+) -> tuple[tuple[int, ...], ...]:
+    """Holders of each unit, ascending; units of one part of the network share one tuple.
+
+    Says the same as `holder_matrix`, in less memory for large gangs.
+    """
+    found: list[tuple[int, ...]] = [()] * len(inventory.units)
+    stages_of: dict[int, list[Stage]] = {}
+    for stage in stages:
+        for block in stage.blocks:
+            stages_of.setdefault(block, []).append(stage)
+    for block, users in stages_of.items():
+        units = inventory.units_of_block[block]
+        if not inventory.blocks[block].is_experts:
+            everyone = tuple(sorted(member for stage in users for member in stage.members))
+            for unit in units:
+                found[unit.index] = everyone
+            continue
+        held_E: list[list[int]] = [[] for _ in range(inventory.blocks[block].num_experts)]
+        for member, experts in zip(users[0].members, slots[block], strict=True):
+            for expert in experts:
+                held_E[expert].append(member)
+        shared = {held: held for held in map(tuple, held_E)}
+        for unit in units:
+            found[unit.index] = shared[tuple(held_E[unit.expert])]
+    return tuple(found)
+
+
+def flat_copies(present: Mapping[int, Sequence[int]]) -> tuple[IntArray, IntArray]:
+    """List pairs of a unit and a member that has it as two arrays, [C] each, in the given order."""
+    counts = [len(positions) for positions in present.values()]
+    unit_C = np.repeat(np.fromiter(present, dtype=np.int64, count=len(present)), counts)
+    position_C = np.fromiter(chain.from_iterable(present.values()), np.int64, len(unit_C))
+    return unit_C, position_C
 
 
 def unit_sizes(inventory: Inventory) -> IntArray:

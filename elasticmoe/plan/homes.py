@@ -7,21 +7,30 @@ mirrored inside its group. Scattered mirrors would make nearly every loss of two
 Shapes: U = units, M = members.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heapreplace
+from itertools import groupby
 
 import numpy as np
 
-from elasticmoe.plan.holders import BoolArray, IntArray
+from elasticmoe.plan.holders import IntArray
 from elasticmoe.plan.types import Member
+
+Homes = tuple[tuple[int, ...], ...]
+"""Per unit its homes as positions in the gang's members, primary first."""
+Holders = Sequence[tuple[int, ...]]
+"""Per unit its holders, ascending; at least one. Units with the same holders best share a tuple."""
+Present = Mapping[int, Sequence[int]]
+"""Unit -> positions of the members that have a whole copy of it."""
 
 
 def plan_homes(
-    members: Sequence[Member], holders_UM: BoolArray, numel_U: IntArray, redundancy: int
-) -> tuple[tuple[int, ...], ...]:
+    members: Sequence[Member], holders: Holders, numel_U: IntArray, redundancy: int
+) -> Homes:
     """Choose every unit's homes, primary first.
 
     Args:
-        holders_UM: who holds the compute weights; every unit has a holder.
+        holders: who holds the compute weights.
         numel_U: elements of each unit; homes are balanced by their sum.
         redundancy: homes per unit; fewer if there are fewer members.
 
@@ -29,27 +38,90 @@ def plan_homes(
         Per unit min(redundancy, M) different positions in `members`. With two failure domains or
         more, every unit with two homes or more has homes in two.
     """
-    primary_U = _plan_primaries(holders_UM, numel_U)
-    load_M = np.bincount(primary_U, weights=numel_U, minlength=len(members)).astype(np.int64)
-    node_M = _label([member.node for member in members])
-    group_of_node = plan_copysets(members, load_M, redundancy)
-    group_M = np.array([group_of_node[member.node] for member in members])
-    domain_M = _label([member.domain for member in members])
-    homes: list[list[int]] = [[int(primary)] for primary in primary_U]
-    num_homes = min(redundancy, len(members))
-    candidates: dict[tuple[int, ...], IntArray] = {}
-    for unit in np.argsort(-numel_U, kind="stable"):
+    primary_U = _plan_primaries(holders, numel_U, len(members))
+    return add_mirrors(members, tuple((p,) for p in primary_U), numel_U, redundancy)
+
+
+def prefer_copies(holders: Holders, numel_U: IntArray, present: Present) -> tuple[Holders, int]:
+    """Narrow every unit's holders down to those with a copy, if there are any.
+
+    Returns:
+        Per unit the candidates for its primary home, and the elements of the units that no holder
+        has a copy of: what has to move before training goes on.
+    """
+    found: list[tuple[int, ...]] = []
+    missing = 0
+    for held, units in groupby(range(len(holders)), key=holders.__getitem__):
+        everyone = frozenset(held)
+        for unit in units:
+            with_copy = [position for position in present.get(unit, ()) if position in everyone]
+            missing += 0 if with_copy else int(numel_U[unit])
+            found.append(tuple(sorted(with_copy)) or held)
+    return found, missing
+
+
+def keep_homes(
+    members: Sequence[Member],
+    candidates: Holders,
+    numel_U: IntArray,
+    redundancy: int,
+    present: Present,
+) -> Homes:
+    """Choose homes where copies are, so that as little as possible has to move before training.
+
+    The least loaded candidate becomes the primary home. The other homes are further members with
+    copies, in another failure domain or at least on another node where there are such. Nobody
+    becomes a mirror who has no copy: see `protection.restore_protection`.
+
+    Args:
+        candidates: for primary homes, from `prefer_copies`.
+
+    Returns:
+        Per unit between 1 and min(redundancy, M) different positions in `members`.
+    """
+    primaries = _plan_primaries(candidates, numel_U, len(members))
+    numel, load = numel_U.tolist(), [0] * len(members)
+    for unit, primary in enumerate(primaries):
+        load[primary] += numel[unit]
+    homes = [[primary] for primary in primaries]
+    for unit in np.argsort(-numel_U, kind="stable").tolist():
         chosen = homes[unit]
-        while len(chosen) < num_homes:
-            key = tuple(chosen)
-            if key not in candidates:
-                in_group_M = group_M == group_M[chosen[0]]
-                candidates[key] = _furthest(chosen, in_group_M, node_M, domain_M)
-            best = candidates[key]
-            home = int(best[load_M[best].argmin()])
-            load_M[home] += numel_U[unit]
+        left = [position for position in present.get(unit, ()) if position != chosen[0]]
+        while left and len(chosen) < redundancy:
+            home = left[0] if len(left) == 1 else _best_mirror(members, chosen, left, load)
+            left.remove(home)
             chosen.append(home)
+            load[home] += numel[unit]
     return tuple(tuple(chosen) for chosen in homes)
+
+
+def add_mirrors(
+    members: Sequence[Member], homes: Sequence[Sequence[int]], numel_U: IntArray, redundancy: int
+) -> Homes:
+    """Give every unit further homes in the copyset of its primary's node, up to the redundancy.
+
+    Args:
+        homes: per unit the homes there are, primary first; all of them stay.
+        redundancy: homes per unit; fewer if there are fewer members.
+    """
+    num_homes = min(redundancy, len(members))
+    numel = numel_U.tolist()
+    primary_U = np.array([of_unit[0] for of_unit in homes], dtype=np.int64)
+    primary_load = np.bincount(primary_U, weights=numel_U, minlength=len(members))
+    load_M: IntArray = primary_load.astype(np.int64)
+    copysets = _Copysets(members, plan_copysets(members, load_M, redundancy))
+    found = [list(of_unit) for of_unit in homes]
+    for unit, chosen in enumerate(found):
+        for home in chosen[1:]:
+            load_M[home] += numel[unit]
+    for unit in np.argsort(-numel_U, kind="stable").tolist():
+        chosen = found[unit]
+        while len(chosen) < num_homes:
+            furthest = copysets.furthest(chosen)
+            home = int(furthest[load_M[furthest].argmin()])
+            load_M[home] += numel[unit]
+            chosen.append(home)
+    return tuple(tuple(chosen) for chosen in found)
 
 
 def plan_copysets(members: Sequence[Member], load_M: IntArray, redundancy: int) -> dict[str, int]:
@@ -83,34 +155,71 @@ def plan_copysets(members: Sequence[Member], load_M: IntArray, redundancy: int) 
     return {node: place % num_groups for place, node in enumerate(deck)}
 
 
-def _plan_primaries(holders_UM: BoolArray, numel_U: IntArray) -> IntArray:
-    """Give each unit to its least loaded holder; those with the least choice come first."""
-    num_holders_U = holders_UM.sum(axis=1)
-    assert num_holders_U.all(), "every unit needs a holder"
-    load_M = np.zeros(holders_UM.shape[1], dtype=np.int64)
-    primary_U = np.zeros(len(numel_U), dtype=np.int64)
-    for unit in np.lexsort((-numel_U, num_holders_U)):
-        holders = np.flatnonzero(holders_UM[unit])
-        primary = holders[load_M[holders].argmin()]
-        load_M[primary] += numel_U[unit]
-        primary_U[unit] = primary
-    return primary_U
+def _plan_primaries(candidates: Holders, numel_U: IntArray, num_members: int) -> list[int]:
+    """Give each unit to its least loaded candidate; those with the least choice come first."""
+    num_candidates_U = np.fromiter(map(len, candidates), dtype=np.int64, count=len(candidates))
+    assert num_candidates_U.all(), "every unit needs a holder"
+    order = np.lexsort((-numel_U, num_candidates_U)).tolist()
+    numel = numel_U.tolist()
+    load = [0] * num_members
+    primaries = [0] * len(candidates)
+    for held, units in groupby(order, key=candidates.__getitem__):
+        # A heap serves a run of units with the same candidates: nobody else changes their loads.
+        heap = [(load[member], member) for member in held]
+        heapify(heap)
+        for unit in units:
+            primary = heap[0][1]
+            load[primary] += numel[unit]
+            heapreplace(heap, (load[primary], primary))
+            primaries[unit] = primary
+    return primaries
 
 
-def _furthest(
-    chosen: list[int], in_group_M: BoolArray, node_M: IntArray, domain_M: IntArray
-) -> IntArray:
-    """Members of the group in a new domain, else on a new node, else anywhere but `chosen`."""
-    new_M = in_group_M.copy()
-    new_M[chosen] = False
-    for label_M in (domain_M, node_M):
-        apart_M = new_M & ~np.isin(label_M, label_M[chosen])
-        if apart_M.any():
-            return np.flatnonzero(apart_M)
-    return np.flatnonzero(new_M)
+def _best_mirror(
+    members: Sequence[Member], chosen: Sequence[int], left: Sequence[int], load: Sequence[int]
+) -> int:
+    nodes = {members[home].node for home in chosen}
+    domains = {members[home].domain for home in chosen}
+
+    def cost(position: int) -> tuple[bool, bool, int, int]:
+        member = members[position]
+        return member.domain in domains, member.node in nodes, load[position], position
+
+    return min(left, key=cost)
 
 
-def _label(names: list[str]) -> IntArray:
+class _Copysets:
+    """Finds further homes within the group of a unit's primary."""
+
+    def __init__(self, members: Sequence[Member], group_of_node: Mapping[str, int]) -> None:
+        self._group = [group_of_node[member.node] for member in members]
+        group_M = np.array(self._group, dtype=np.int64)
+        self._members_of = [np.flatnonzero(group_M == g) for g in range(group_M.max() + 1)]
+        self._labels = (
+            _label([member.domain for member in members]),
+            _label([member.node for member in members]),
+            list(range(len(members))),
+        )
+        self._labels_M = tuple(np.array(labels, dtype=np.int64) for labels in self._labels)
+        self._known: dict[tuple[int, ...], IntArray] = {}
+
+    def furthest(self, chosen: Sequence[int]) -> IntArray:
+        """Members of the group in a new domain, else on a new node, else anywhere but `chosen`."""
+        group = self._group[chosen[0]]
+        found: IntArray = self._members_of[group]
+        for kind, labels in enumerate(self._labels):
+            taken = [labels[home] for home in chosen]
+            key = (kind, group, *taken)
+            if key not in self._known:
+                everyone = self._members_of[group]
+                self._known[key] = everyone[~np.isin(self._labels_M[kind][everyone], taken)]
+            found = self._known[key]
+            if len(found):
+                break
+        return found
+
+
+def _label(names: list[str]) -> list[int]:
     """Number equal names equally, in order of first appearance."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)
+    return [numbers.setdefault(name, len(numbers)) for name in names]

@@ -1,9 +1,14 @@
 """Cuts the network into stages and the gang into the workers of each stage.
 
-Letters: L = layers, W = workers, S = stages. Ranges of layers are written [first, end).
+Letters: L = layers, W = workers, S = stages, K = ways to cut the network.
+Ranges of layers are written [first, end).
 """
 
+import math
+from bisect import bisect_left, insort
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -80,110 +85,199 @@ def plan_cuts(job: JobSpec, inventory: Inventory, workers: int) -> tuple[Cut, ..
     assert workers >= 1
     num_stages = min(job.parallel.stages, workers, job.model.num_layers)
     layers = layer_costs(job, inventory)
-    cost_LLW = _range_costs(job, inventory, layers, workers)
-    square_LL = _over_ranges(layers.numel_L, np.ones(1))[:, :, 0] ** 2
-    fastest = _smallest_bottleneck(cost_LLW, num_stages, workers)
+    costs = _range_costs(job, inventory, layers, workers)
+    square_LL = _over_ranges(layers.numel_L) ** 2
+    fastest = _smallest_bottleneck(costs, num_stages, workers)
     found = []
     for slack in SLACKS:
-        needed_LL = _workers_needed(cost_LLW, fastest * (1 + slack))
+        needed_LL = costs.needed(fastest * (1 + slack))
         needed = _most_even_cuts(needed_LL, square_LL, num_stages, workers)
-        cuts = _hand_out_rest(needed, cost_LLW, workers)
-        first, end, count = np.array([(c.first_layer, c.end_layer, c.workers) for c in cuts]).T
-        slowest, square = cost_LLW[first, end, count - 1].max(), square_LL[first, end].mean()
+        cuts = _hand_out_rest(needed, costs, workers)
+        slowest = max(
+            costs.by_workers(cut.first_layer, cut.end_layer)[cut.workers - 1] for cut in cuts
+        )
+        square = np.mean([square_LL[cut.first_layer, cut.end_layer] for cut in cuts])
         found.append((slowest * np.sqrt(square), cuts))
     return min(found, key=lambda scored: scored[0])[1]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _RangeCosts:
+    """What layers [first, end) ask of the slowest of their workers, in flops per token of the gang.
+
+    More workers never cost more, so everything is found by bisection, and nothing as large as
+    [L + 1, L + 1, W] is ever made.
+    """
+
+    dense_LL: FloatArray
+    """Immense where a range is empty."""
+    routed_LL: FloatArray
+    share_P: FloatArray
+    """The largest share of the gang's tokens that one of 1, 2, ... workers computes; zeros from W
+    up to P, a power of two."""
+    routed_share_P: FloatArray
+    workers: int
+    """W."""
+
+    def by_workers(self, first: int, end: int) -> FloatArray:
+        """Cost of one range on 1, 2, ... workers, [W]."""
+        dense_P = self.dense_LL[first, end] * self.share_P
+        cost_P: FloatArray = dense_P + self.routed_LL[first, end] * self.routed_share_P
+        return cost_P[: self.workers]
+
+    def needed(self, bound: float) -> IntArray:
+        """Fewest workers with which each range stays within the bound; W + 1 if none do."""
+        above_LL = np.zeros(self.dense_LL.shape, dtype=np.int64)
+        step = len(self.share_P) // 2
+        while step:
+            above_LL += step * (self._at(above_LL + (step - 1)) > bound)
+            step //= 2
+        return above_LL + 1
+
+    def least_above(self, bound: float) -> float:
+        """The smallest cost of any range and number of workers above the bound."""
+        above_LL = self.needed(bound) - 1
+        return float(self._at(np.maximum(above_LL - 1, 0))[above_LL > 0].min())
+
+    def _at(self, place_LL: IntArray) -> FloatArray:
+        dense_LL = self.dense_LL * self.share_P[place_LL]
+        cost_LL: FloatArray = dense_LL + self.routed_LL * self.routed_share_P[place_LL]
+        return cost_LL
+
+
 def _range_costs(
     job: JobSpec, inventory: Inventory, layers: LayerCosts, workers: int
-) -> FloatArray:
-    """What layers [first, end) ask of the slowest of 1, 2, ... workers, [L + 1, L + 1, W].
-
-    In flops per token of the gang; inf where a range is empty.
-    """
+) -> _RangeCosts:
     samples = job.batch.wave_samples
     count_W = np.arange(1, workers + 1)
     share_W = -(-samples // count_W) / samples
-    spread_W = np.array([decide_holding(job, inventory, w) == "one" for w in range(1, workers + 1)])
+    # From some number on, one holder per expert is cheaper.
+    first_spread = bisect_left(
+        count_W, True, key=lambda count: decide_holding(job, inventory, int(count)) == "one"
+    )
+    spread_W = np.arange(workers) >= first_spread
     routed_share_W = np.where(spread_W, np.minimum(1 / count_W, share_W), share_W)
-    cost_LLW = _over_ranges(layers.dense_L, share_W) + _over_ranges(layers.routed_L, routed_share_W)
-    cost_LLW[np.tril_indices(len(cost_LLW))] = np.inf
-    return cost_LLW
+    padding = (0, (1 << workers.bit_length()) - workers)
+    dense_LL, routed_LL = _over_ranges(layers.dense_L), _over_ranges(layers.routed_L)
+    empty = np.tril_indices(len(dense_LL))
+    dense_LL[empty], routed_LL[empty] = 1e300, 0.0
+    return _RangeCosts(
+        dense_LL, routed_LL, np.pad(share_W, padding), np.pad(routed_share_W, padding), workers
+    )
 
 
-def _over_ranges(amount_L: FloatArray, share_W: FloatArray) -> FloatArray:
-    """Sums over layers [first, end), times each share."""
+def _over_ranges(amount_L: FloatArray) -> FloatArray:
+    """Sums over layers [first, end)."""
     ends = np.concatenate([[0.0], np.cumsum(amount_L)])
-    sums: FloatArray = (ends[None, :] - ends[:, None])[:, :, None] * share_W
+    sums: FloatArray = ends[None, :] - ends[:, None]
     return sums
 
 
-def _workers_needed(cost_LLW: FloatArray, bound: float) -> IntArray:
-    """Fewest workers with which each range stays within the bound; W + 1 if none do."""
-    needed_LL: IntArray = 1 + (cost_LLW > bound).sum(axis=2)
-    return needed_LL
+def _fewest_workers(needed_LL: IntArray, num_stages: int) -> IntArray:
+    """Fewest workers for layers [first, L) in 0, 1, ... stages, [S + 1, L + 1]."""
+    impossible = num_stages * int(needed_LL.max()) + 1
+    fewest_SL = np.full((num_stages + 1, len(needed_LL)), impossible, dtype=np.int64)
+    fewest_SL[0, -1] = 0
+    for stages in range(1, num_stages + 1):
+        fewest_SL[stages] = (needed_LL + fewest_SL[stages - 1]).min(axis=1)
+    return fewest_SL
 
 
-def _fewest_workers(needed_LL: IntArray, num_stages: int) -> int:
-    fewest_L = needed_LL[0]
-    for _ in range(num_stages - 1):
-        fewest_L = (fewest_L[:, None] + needed_LL).min(axis=0)
-    return int(fewest_L[-1])
-
-
-def _smallest_bottleneck(cost_LLW: FloatArray, num_stages: int, workers: int) -> float:
-    candidates = np.unique(cost_LLW[np.isfinite(cost_LLW)])
-    low, high = 0, len(candidates) - 1
-    while low < high:
-        middle = (low + high) // 2
-        needed_LL = _workers_needed(cost_LLW, candidates[middle] * (1 + SLACKS[0]))
-        if _fewest_workers(needed_LL, num_stages) <= workers:
-            high = middle
+def _smallest_bottleneck(costs: _RangeCosts, num_stages: int, workers: int) -> float:
+    """The smallest of all costs such that stages within it need no more workers than there are."""
+    high = float(costs.by_workers(0, len(costs.dense_LL) - 1)[0])
+    ceiling = high  # no cost lies between it and `high`, which is enough
+    low = 0.99 * high / workers  # all together cannot do better than share everything evenly
+    above_low = costs.least_above(low)
+    while above_low < high:
+        middle = min((low + ceiling) / 2, math.nextafter(ceiling, 0.0))
+        cost = costs.least_above(middle)
+        needed_LL = costs.needed(cost * (1 + SLACKS[0]))
+        if _fewest_workers(needed_LL, num_stages)[-1, 0] <= workers:
+            ceiling, high = middle, cost
         else:
-            low = middle + 1
-    return float(candidates[low])
+            low, above_low = cost, costs.least_above(cost)
+    return high
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ways:
+    """Ways to cut the first layers into some number of stages, by end, then by workers."""
+
+    end_K: IntArray
+    """Layers before this one are cut."""
+    used_K: IntArray
+    square_K: FloatArray
+    before_K: IntArray
+    """Which way with one stage less this one extends."""
 
 
 def _most_even_cuts(
     needed_LL: IntArray, square_LL: FloatArray, num_stages: int, workers: int
 ) -> list[Cut]:
     """Cut with the least sum of squares, using at most `workers`."""
-    num_ends = len(needed_LL)
-    best_LW = np.full((num_ends, workers + 1), np.inf)
-    best_LW[0, 0] = 0.0
-    choice_SLW = np.zeros((num_stages, num_ends, workers + 1), dtype=np.int64)
-    first_L1 = np.arange(num_ends)[:, None]
-    for stage in range(num_stages):
-        next_LW = np.full_like(best_LW, np.inf)
-        for end in range(1, num_ends):
-            before_LW = np.arange(workers + 1)[None, :] - needed_LL[:, end, None]
-            reached_LW = np.where(before_LW >= 0, best_LW[first_L1, before_LW.clip(min=0)], np.inf)
-            total_LW = reached_LW + square_LL[:, end, None]
-            choice_SLW[stage, end] = total_LW.argmin(axis=0)
-            next_LW[end] = total_LW.min(axis=0)
-        best_LW = next_LW
-    end, used = num_ends - 1, int(best_LW[-1].argmin())
+    fewest_SL = _fewest_workers(needed_LL, num_stages)
+    nothing = np.zeros(1, dtype=np.int64)
+    steps = [_Ways(nothing, nothing, np.zeros(1), nothing)]
+    for behind in reversed(range(num_stages)):
+        limit_L = workers - fewest_SL[behind]
+        steps.append(_add_stage(steps[-1], needed_LL, square_LL, limit_L))
+    place = int(steps[-1].square_K.argmin())
     cuts: list[Cut] = []
-    for stage in reversed(range(num_stages)):
-        first = int(choice_SLW[stage, end, used])
+    for before, ways in reversed([*pairwise(steps)]):
+        end, place = int(ways.end_K[place]), int(ways.before_K[place])
+        first = int(before.end_K[place])
         cuts.append(Cut(first, end, int(needed_LL[first, end])))
-        end, used = first, used - int(needed_LL[first, end])
     return cuts[::-1]
 
 
-def _hand_out_rest(cuts: list[Cut], cost_LLW: FloatArray, workers: int) -> tuple[Cut, ...]:
-    """Give workers that the bottleneck does not need to whichever stage is slowest."""
+def _add_stage(ways: _Ways, needed_LL: IntArray, square_LL: FloatArray, limit_L: IntArray) -> _Ways:
+    """Extend ways by a stage, keeping those that no other beats in both workers and squares.
+
+    Args:
+        limit_L: workers that may be used up to an end, so that the layers behind get theirs.
+    """
+    found: list[_Ways] = []
+    for end in np.flatnonzero(limit_L > 0):
+        shorter = slice(np.searchsorted(ways.end_K, end))
+        first_K = ways.end_K[shorter]
+        used_K = ways.used_K[shorter] + needed_LL[first_K, end]
+        square_K = ways.square_K[shorter] + square_LL[first_K, end]
+        order = np.lexsort((square_K, used_K))
+        order = order[used_K[order] <= limit_L[end]]
+        least_K = np.minimum.accumulate(np.append(np.inf, square_K[order]))
+        order = order[square_K[order] < least_K[:-1]]
+        found.append(_Ways(np.full(len(order), end), used_K[order], square_K[order], order))
+    return _Ways(
+        np.concatenate([part.end_K for part in found]),
+        np.concatenate([part.used_K for part in found]),
+        np.concatenate([part.square_K for part in found]),
+        np.concatenate([part.before_K for part in found]),
+    )
+
+
+def _hand_out_rest(cuts: list[Cut], costs: _RangeCosts, workers: int) -> tuple[Cut, ...]:
+    """Give workers that the bottleneck does not need to whichever stage is slowest, one by one."""
     counts = [cut.workers for cut in cuts]
+    rest = workers - sum(counts)
+    if not rest:
+        return tuple(cuts)
+    # The stages that get one are those with the `rest` largest costs on the way down; all but
+    # ties are handed out at once.
+    cost_SW = np.array([costs.by_workers(cut.first_layer, cut.end_layer) for cut in cuts])
+    cost_SW[np.arange(workers) < np.array(counts)[:, None] - 1] = -np.inf
+    last = np.partition(cost_SW, -rest, axis=None)[-rest]
+    counts = (np.array(counts) + (cost_SW > last).sum(axis=1)).tolist()
+
+    def entry(stage: int) -> tuple[float, int, int]:
+        return -float(cost_SW[stage, counts[stage] - 1]), counts[stage], stage
+
+    slowest_first = [entry(stage) for stage in range(len(cuts))]
+    heapify(slowest_first)
     for _ in range(workers - sum(counts)):
-        slowest = max(
-            range(len(cuts)),
-            key=lambda s: (
-                cost_LLW[cuts[s].first_layer, cuts[s].end_layer, counts[s] - 1],
-                -counts[s],
-                -s,
-            ),
-        )
-        counts[slowest] += 1
+        stage = slowest_first[0][2]
+        counts[stage] += 1
+        heapreplace(slowest_first, entry(stage))
     return tuple(
         Cut(cut.first_layer, cut.end_layer, count) for cut, count in zip(cuts, counts, strict=True)
     )
@@ -201,33 +295,53 @@ def plan_members(
         Per stage positions in `members`, ascending.
     """
     assert sum(sizes) == len(members)
-    free: dict[str, list[int]] = {}
-    for position, member in enumerate(members):
-        free.setdefault(member.node, []).append(position)
-    domain_of = {member.node: member.domain for member in members}
-    order = {node: place for place, node in enumerate(free)}
+    free = _FreeNodes(members)
     stages: list[tuple[int, ...]] = []
     for size in sizes:
         taken: list[int] = []
         domain: str | None = None
         while len(taken) < size:
-            room = size - len(taken)
-            # A node that fills the rest exactly, else the largest that fits whole, else a part
-            # of the smallest; the domain already begun breaks ties.
-            node = min(
-                free,
-                key=lambda node: (
-                    len(free[node]) > room,
-                    abs(room - len(free[node])),
-                    domain is not None and domain_of[node] != domain,
-                    order[node],
-                ),
-            )
-            taken += free[node][:room]
-            domain = domain_of[node]
-            if len(free[node]) > room:
-                free[node] = free[node][room:]
-            else:
-                del free[node]
+            node, positions = free.take(size - len(taken), domain)
+            taken += positions
+            domain = free.domain_of[node]
         stages.append(tuple(sorted(taken)))
     return tuple(stages)
+
+
+class _FreeNodes:
+    """Nodes that have workers without a stage, by how many these are."""
+
+    def __init__(self, members: tuple[Member, ...]) -> None:
+        self.domain_of = {member.node: member.domain for member in members}
+        self._free: dict[str, list[int]] = {}
+        for position, member in enumerate(members):
+            self._free.setdefault(member.node, []).append(position)
+        self._order = {node: place for place, node in enumerate(self._free)}
+        self._nodes = list(self._free)
+        # (workers, domain or None for any) -> places of nodes, ascending
+        self._places: dict[tuple[int, str | None], list[int]] = {}
+        for node in self._nodes:
+            self._insert(node)
+
+    def take(self, room: int, domain: str | None) -> tuple[str, list[int]]:
+        """Take up to `room` workers of one node.
+
+        A node that fills the room exactly, else the largest that fits whole, else a part of the
+        smallest; `domain` breaks ties, then the order of nodes.
+        """
+        counts = {count for (count, _), places in self._places.items() if places}
+        fitting = [count for count in counts if count <= room]
+        count = max(fitting) if fitting else min(counts)
+        places = self._places.get((count, domain)) or self._places[count, None]
+        node = self._nodes[places[0]]
+        for key in ((count, None), (count, self.domain_of[node])):
+            self._places[key].remove(self._order[node])
+        taken, self._free[node] = self._free[node][:room], self._free[node][room:]
+        if self._free[node]:
+            self._insert(node)
+        return node, taken
+
+    def _insert(self, node: str) -> None:
+        for domain in (None, self.domain_of[node]):
+            key = len(self._free[node]), domain
+            insort(self._places.setdefault(key, []), self._order[node])

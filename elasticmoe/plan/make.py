@@ -2,19 +2,28 @@
 
 from elasticmoe.errors import PlanError
 from elasticmoe.plan.experts import decide_holding, plan_slots
-from elasticmoe.plan.holders import holder_matrix, unit_sizes
-from elasticmoe.plan.homes import plan_homes
-from elasticmoe.plan.layout import even_ranges, plan_cuts, plan_members
+from elasticmoe.plan.holders import unit_holders, unit_sizes
+from elasticmoe.plan.homes import Present, keep_homes, plan_homes, prefer_copies
+from elasticmoe.plan.keep import keep_members, keep_slots
+from elasticmoe.plan.layout import Cut, even_ranges, plan_cuts, plan_members
 from elasticmoe.plan.schedule import plan_timetable
 from elasticmoe.plan.types import Inventory, Member, Plan, Stage
 from elasticmoe.spec.job import JobSpec
 
 
-def make_plan(job: JobSpec, inventory: Inventory, members: tuple[Member, ...]) -> Plan:
+def make_plan(
+    job: JobSpec,
+    inventory: Inventory,
+    members: tuple[Member, ...],
+    *,
+    present: Present | None = None,
+) -> Plan:
     """Lay a job out on the members that are there; equal input gives an equal plan.
 
     Args:
         members: at least one; their order becomes the rank in the world group.
+        present: unit -> members (positions) that have a whole copy of it. Homes then stay where
+            copies are, and no mirror is made; `moves.plan_moves` says what still has to move.
 
     Raises:
         PlanError: there is nobody to lay the job out on.
@@ -22,7 +31,34 @@ def make_plan(job: JobSpec, inventory: Inventory, members: tuple[Member, ...]) -
     if not members:
         raise PlanError("The gang is empty. Add a node, or wait for one.")
     cuts = plan_cuts(job, inventory, len(members))
-    named = plan_members(members, tuple(cut.workers for cut in cuts))
+    sizes = tuple(cut.workers for cut in cuts)
+    stages, slots = _lay_out(job, inventory, cuts, plan_members(members, sizes))
+    holders, numel_U = unit_holders(inventory, stages, slots), unit_sizes(inventory)
+    redundancy = job.protection.redundancy
+    if present is None:
+        homes = plan_homes(members, holders, numel_U, redundancy)
+        return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
+    candidates, missing = prefer_copies(holders, numel_U, present)
+    if missing:
+        stage_of_block = {b: s for s, stage in reversed([*enumerate(stages)]) for b in stage.blocks}
+        named = keep_members(members, sizes, stage_of_block, inventory, present)
+        kept = _lay_out(job, inventory, cuts, named, present)
+        kept_holders = unit_holders(inventory, *kept)
+        kept_candidates, kept_missing = prefer_copies(kept_holders, numel_U, present)
+        if kept_missing < missing:
+            (stages, slots), candidates = kept, kept_candidates
+    homes = keep_homes(members, candidates, numel_U, redundancy, present)
+    return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
+
+
+def _lay_out(
+    job: JobSpec,
+    inventory: Inventory,
+    cuts: tuple[Cut, ...],
+    named: tuple[tuple[int, ...], ...],
+    present: Present | None = None,
+) -> tuple[tuple[Stage, ...], dict[int, tuple[tuple[int, ...], ...]]]:
+    """Stages and slots; experts stay where copies are if it is known where they are."""
     stages = tuple(
         Stage(
             first_layer=cut.first_layer,
@@ -39,23 +75,19 @@ def make_plan(job: JobSpec, inventory: Inventory, members: tuple[Member, ...]) -
         )
         for index, (cut, in_stage) in enumerate(zip(cuts, named, strict=True))
     )
-    slots = {
-        block: plan_slots(
-            decide_holding(job, inventory, len(stage.members)),
-            inventory.blocks[block].num_experts,
-            len(stage.members),
-        )
-        for stage in stages
-        for block in stage.blocks
-        if inventory.blocks[block].is_experts
-    }
-    homes = plan_homes(
-        members,
-        holder_matrix(inventory, stages, slots),
-        unit_sizes(inventory),
-        job.protection.redundancy,
-    )
-    return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
+    slots = {}
+    for stage in stages:
+        holding = decide_holding(job, inventory, len(stage.members))
+        for block in stage.blocks:
+            if not inventory.blocks[block].is_experts:
+                continue
+            if present is not None and holding == "one":
+                units = inventory.units_of_block[block]
+                slots[block] = keep_slots(units, stage.members, present)
+            else:
+                num_experts = inventory.blocks[block].num_experts
+                slots[block] = plan_slots(holding, num_experts, len(stage.members))
+    return stages, slots
 
 
 def stage_blocks(

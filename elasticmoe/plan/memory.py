@@ -4,6 +4,7 @@ Shapes: M = members.
 """
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from elasticmoe.plan.holders import IntArray, holder_matrix, home_matrix, unit_s
 from elasticmoe.plan.schedule import waves_in_flight
 from elasticmoe.plan.types import Inventory, Plan, Stage
 from elasticmoe.spec.job import JobSpec
+
+PARITY_GROUP: Final = 4
+"""Workers that share the parity of their snapshots, if there are as many failure domains: a third
+more memory than the snapshot itself, and one of four may be lost."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +52,22 @@ class MemoryUse:
         return self.weights_M + self.gradients_M + self.buffers_M + self.activations_M
 
 
+@dataclass(frozen=True, slots=True)
+class ProtectionOption:
+    """What one way to protect the training state costs each worker, on average."""
+
+    name: str
+    homes_bytes: int
+    """Master weights and two moments of the units homed."""
+    prepared_bytes: int
+    """Reduced gradients of the units homed."""
+    further_bytes: int
+    """Undo copies, or snapshots and their parity."""
+    sent_bytes: int
+    """To other workers, because of the protection alone."""
+    sent_per: Literal["step", "snapshot"]
+
+
 def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
     """Add up what every member keeps."""
     holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
@@ -69,6 +90,38 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
         buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
         activations_M=_activation_bytes(job, inventory, plan),
     )
+
+
+def protection_options(
+    job: JobSpec, inventory: Inventory, plan: Plan
+) -> tuple[ProtectionOption, ...]:
+    """Compare the ways to protect a plan's state; those that need more workers are left out."""
+    workers, master = len(plan.members), master_bytes(job)
+    numel = sum(unit.numel for unit in inventory.units)
+    share = master * numel // workers
+    undo = 3 * master * max((unit.numel for unit in inventory.units), default=0)
+    options = [
+        ProtectionOption("redundancy 1", 3 * share, share, 0, 0, "step"),
+        ProtectionOption("redundancy 1, undo copy", 3 * share, share, undo, 0, "step"),
+    ]
+    for homes in range(2, min(3, workers) + 1):
+        forwarded = (homes - 1) * share
+        name = f"redundancy {homes}"
+        options.append(
+            ProtectionOption(name, 3 * homes * share, homes * share, 0, forwarded, "step")
+        )
+    group = min(PARITY_GROUP, _num_apart(plan))
+    if group >= 2:
+        name = f"redundancy 1, snapshots with XOR parity in groups of {group}"
+        snapshot = 3 * share + 3 * share // (group - 1)
+        options.append(ProtectionOption(name, 3 * share, share, snapshot, 3 * share, "snapshot"))
+    return tuple(options)
+
+
+def _num_apart(plan: Plan) -> int:
+    """Workers that share neither a failure domain nor, if there is one only, a node."""
+    domains = {member.domain for member in plan.members}
+    return len(domains if len(domains) > 1 else {member.node for member in plan.members})
 
 
 def host_bytes(

@@ -69,18 +69,20 @@ def survival_probability(fatal: set[frozenset[int]], num_nodes: int, lost: int) 
     single_N = np.zeros(num_nodes, dtype=np.bool_)
     single_N[[node for nodes in fatal if len(nodes) == 1 for node in nodes]] = True
     sound = int((~single_N).sum())
-    edge_NN = np.zeros((num_nodes, num_nodes), dtype=np.int64)
+    # Neighbours in the graph of fatal pairs, as sets: a large gang has few pairs.
+    others: dict[int, set[int]] = {}
     for nodes in fatal:
         if len(nodes) == 2 and not any(single_N[node] for node in nodes):
             a, b = nodes
-            edge_NN[a, b] = edge_NN[b, a] = 1
-    edges = int(edge_NN.sum()) // 2
+            others.setdefault(a, set()).add(b)
+            others.setdefault(b, set()).add(a)
+    edges = sum(map(len, others.values())) // 2
     harmless = (sound, comb(sound, 2) - edges, 0)[lost - 1]
     if lost == 3:
-        paths = sum(comb(int(degree), 2) for degree in edge_NN.sum(axis=1))
-        triangles = int((edge_NN @ edge_NN * edge_NN).sum()) // 6
+        paths = sum(comb(len(ends), 2) for ends in others.values())
+        triangles = sum(len(ends & others[b]) for ends in others.values() for b in ends) // 6
         triples = sum(
-            not single_N[list(nodes)].any() and not edge_NN[np.ix_(list(nodes), list(nodes))].any()
+            not any(single_N[node] or others.get(node, set()) & nodes for node in nodes)
             for nodes in fatal
             if len(nodes) == 3
         )

@@ -196,9 +196,18 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is its inverse."""
-        plain = asdict(self)
-        plain["slots"] = {str(block): slots for block, slots in self.slots.items()}
-        return plain
+        return {
+            "members": [
+                {"worker": member.worker, "node": member.node, "domain": member.domain}
+                for member in self.members
+            ],
+            "stages": [asdict(stage) for stage in self.stages],
+            "slots": {str(block): slots for block, slots in self.slots.items()},
+            # Not asdict, which copies: there may be 10^5 units and 10^4 members.
+            "homes": self.homes,
+            "num_waves": self.num_waves,
+            "wave_samples": self.wave_samples,
+        }
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Self:

@@ -3,88 +3,10 @@
 from collections.abc import Callable
 
 import pytest
+from plan_cases import build_inventory, build_job, build_members
 
-from elasticmoe.plan.types import ALIGN, Block, Inventory, Member, Parameter, Unit
+from elasticmoe.plan.types import Inventory, Member
 from elasticmoe.spec.job import JobSpec
-from elasticmoe.spec.load import parse_data
-
-SIZES = {"quickstart": {"num_layers": 4, "moe": {"expert_hidden_size": 128}}}
-"""Of these tests; the preset itself may be tuned."""
-
-
-def build_job(*overrides: str, preset: str = "quickstart") -> JobSpec:
-    data = {
-        "version": 1,
-        "name": "test",
-        "model": {"preset": preset, **SIZES.get(preset, {})},
-        "data": {"sources": [{"path": "data/text"}], "seq_len": 64},
-        "batch": {"global_samples": 16, "num_waves": 2},
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"steps": 10},
-        "parallel": {"stages": 2},
-        "workers": {"replicas": 4, "min": 1, "max": 512},
-        "storage": {"dir": "runs/test"},
-    }
-    return parse_data(data, overrides)
-
-
-def build_members(num_nodes: int, per_node: int, num_domains: int) -> tuple[Member, ...]:
-    return tuple(
-        Member(worker=n * per_node + w, node=f"node-{n}", domain=f"domain-{n % num_domains}")
-        for n in range(num_nodes)
-        for w in range(per_node)
-    )
-
-
-def build_inventory(job: JobSpec, piece: int = 4096) -> Inventory:
-    """What a model of the job's sizes would list; parameters are coarse, sizes are right."""
-    model, moe = job.model, job.model.moe
-    hidden = model.hidden_size
-    attention = 4 * hidden * hidden
-    shared = 3 * hidden * moe.expert_hidden_size * moe.num_shared_experts
-    expert = 3 * hidden * moe.expert_hidden_size
-    sizes: list[tuple[str, int, int, int]] = [("embedding", 0, model.vocab_size * hidden, 0)]
-    for layer in range(model.num_layers):
-        is_dense = layer < model.first_dense_layers
-        wide = 3 * hidden * model.dense_hidden_size if is_dense else shared
-        sizes.append((f"layer.{layer}", layer, attention + wide, 0))
-        if not is_dense:
-            sizes.append((f"layer.{layer}.experts", layer, expert, moe.num_experts))
-    sizes.append(("head", -1, model.vocab_size * hidden, 0))
-    for depth in range(model.mtp_depth):
-        sizes.append((f"mtp.{depth}", -1, attention + shared + 2 * hidden * hidden, 0))
-        sizes.append((f"mtp.{depth}.experts", -1, expert, moe.num_experts))
-    blocks: list[Block] = []
-    units: list[Unit] = []
-    for name, layer, numel, num_experts in sizes:
-        numel += -numel % ALIGN
-        index = len(blocks)
-        blocks.append(
-            Block(
-                index=index,
-                name=name,
-                layer=-1 if name == "embedding" else layer,
-                parameters=(Parameter("weight", (numel,), decay=True, offset=0),),
-                decay_numel=numel,
-                numel=numel,
-                num_experts=num_experts,
-                flops_per_token=_flops(job, name, numel),
-                activation_bytes_per_token=16.0 * hidden,
-            )
-        )
-        if num_experts:
-            units += [Unit(len(units) + e, index, e, 0, numel, numel) for e in range(num_experts)]
-        else:
-            for offset in range(0, numel, piece):
-                size = min(piece, numel - offset)
-                units.append(Unit(len(units), index, -1, offset, size, size))
-    return Inventory(tuple(blocks), tuple(units))
-
-
-def _flops(job: JobSpec, name: str, numel: int) -> float:
-    head = 2.0 * job.model.vocab_size * job.model.hidden_size
-    is_mtp = name.startswith("mtp.") and not name.endswith(".experts")
-    return 0.0 if name == "embedding" else 2.0 * numel + (head if is_mtp else 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from elasticmoe.plan.cost import expected_bubble, plan_traffic, step_flops
 from elasticmoe.plan.describe import describe_plan, format_ranges
 from elasticmoe.plan.exchange import plan_exchange
 from elasticmoe.plan.make import make_plan
-from elasticmoe.plan.memory import host_bytes, plan_memory
+from elasticmoe.plan.memory import host_bytes, plan_memory, protection_options
 from elasticmoe.plan.types import Inventory, Member
 from elasticmoe.spec.job import JobSpec
 
@@ -36,6 +36,11 @@ def test_the_text_of_a_plan_says_what_a_reader_asks(
         "gradients to primary homes",
         "bubble: ",
         "any one failure domain is lost",
+        "redundancy 1, undo copy",
+        "redundancy 2 (this job)",
+        "redundancy 3",
+        "XOR parity in groups of 2",
+        "per snapshot",
     ):
         assert words in text
     assert "AT RISK" not in text
@@ -132,6 +137,52 @@ def test_recomputed_layers_keep_less_where_waves_are_in_flight(
         kept.append(plan_memory(job, inventory, plan).activations_M[first_stage])
 
     assert (kept[1] < kept[0]).all()
+
+
+def test_what_each_way_to_protect_costs_adds_up(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job()
+    inventory = make_inventory(job)
+    numel = sum(unit.numel for unit in inventory.units)
+    largest = max(unit.numel for unit in inventory.units)
+
+    plan = make_plan(job, inventory, make_members(4, 1, 4))
+    options = {option.name: option for option in protection_options(job, inventory, plan)}
+
+    assert len(options) == 5
+    one, undo = options["redundancy 1"], options["redundancy 1, undo copy"]
+    assert (one.homes_bytes, one.prepared_bytes) == (3 * numel, numel)
+    assert (one.further_bytes, one.sent_bytes) == (0, 0)
+    assert undo.further_bytes == 12 * largest
+    for homes in (2, 3):
+        option = options[f"redundancy {homes}"]
+        assert option.homes_bytes == 3 * homes * numel
+        assert (option.sent_bytes, option.sent_per) == ((homes - 1) * numel, "step")
+    parity = options["redundancy 1, snapshots with XOR parity in groups of 4"]
+    assert parity.further_bytes == 3 * numel + 3 * numel // 3
+    assert (parity.sent_bytes, parity.sent_per) == (3 * numel, "snapshot")
+    # What the job has is what its plan really keeps and sends.
+    chosen = options["redundancy 2"]
+    use, traffic = plan_memory(job, inventory, plan), plan_traffic(job, inventory, plan)
+    assert chosen.homes_bytes == use.homes_M.mean()
+    assert chosen.prepared_bytes == use.prepared_M.mean()
+    assert chosen.sent_bytes == traffic.forwards_M.mean()
+
+
+def test_ways_to_protect_that_need_more_workers_are_left_out(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job()
+    inventory = make_inventory(job)
+
+    def names(*gang: int) -> list[str]:
+        plan = make_plan(job, inventory, make_members(*gang))
+        return [option.name for option in protection_options(job, inventory, plan)]
+
+    assert names(1, 1, 1) == ["redundancy 1", "redundancy 1, undo copy"]
+    assert names(1, 2, 1) == ["redundancy 1", "redundancy 1, undo copy", "redundancy 2"]
+    assert names(3, 1, 1)[-1].endswith("parity in groups of 3")
 
 
 def test_step_flops_are_three_forward_passes_of_the_active_experts(

@@ -3,8 +3,9 @@ from collections.abc import Callable
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_cases import gangs
 
-from elasticmoe.plan.holders import holder_matrix, home_matrix, unit_sizes
+from elasticmoe.plan.holders import BoolArray, holder_matrix, home_matrix, unit_holders, unit_sizes
 from elasticmoe.plan.homes import plan_copysets, plan_homes
 from elasticmoe.plan.make import make_plan
 from elasticmoe.plan.types import Inventory, Member
@@ -13,13 +14,8 @@ from elasticmoe.spec.job import JobSpec
 Members = tuple[Member, ...]
 
 
-@st.composite
-def gangs(draw: st.DrawFn) -> Members:
-    """Nodes of unequal sizes in domains of unequal sizes."""
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=8))
-    domains = draw(st.lists(st.integers(0, 3), min_size=len(sizes), max_size=len(sizes)))
-    nodes = [n for n, size in enumerate(sizes) for _ in range(size)]
-    return tuple(Member(w, f"node-{n}", f"domain-{domains[n]}") for w, n in enumerate(nodes))
+def holder_tuples(holders_UM: BoolArray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(np.flatnonzero(holders_M).tolist()) for holders_M in holders_UM)
 
 
 @settings(max_examples=150, deadline=None)
@@ -34,7 +30,7 @@ def test_every_unit_has_its_homes_in_two_domains_where_there_are_two(
     holders_UM[np.arange(units), random.integers(0, len(members), units)] = True
     numel_U = random.integers(1, 100, units) * 16
 
-    homes = plan_homes(members, holders_UM, numel_U, redundancy)
+    homes = plan_homes(members, holder_tuples(holders_UM), numel_U, redundancy)
 
     wanted = min(redundancy, len(members))
     domains = {member.domain for member in members}
@@ -59,7 +55,7 @@ def test_all_units_of_a_node_are_mirrored_inside_its_group(
     primaries = np.bincount(np.arange(units) % len(members), weights=numel_U).astype(np.int64)
 
     group_of = plan_copysets(members, primaries, redundancy)
-    homes = plan_homes(members, holders_UM, numel_U, redundancy)
+    homes = plan_homes(members, holder_tuples(holders_UM), numel_U, redundancy)
 
     for of_unit in homes:
         assert len({group_of[members[home].node] for home in of_unit}) == 1
@@ -111,6 +107,7 @@ def test_primaries_of_a_plan_are_holders_inside_the_units_stage(
     plan = make_plan(job, inventory, make_members(7, 1, 3))
 
     holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
+    assert unit_holders(inventory, plan.stages, plan.slots) == holder_tuples(holders_UM)
     for unit in inventory.units:
         assert plan.holders(unit) == tuple(np.flatnonzero(holders_UM[unit.index]))
         assert plan.homes[unit.index][0] in plan.holders(unit)

@@ -1,0 +1,81 @@
+"""Which units have too few homes, and how they get new ones in the background."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from elasticmoe.plan.holders import unit_sizes
+from elasticmoe.plan.homes import add_mirrors
+from elasticmoe.plan.moves import plan_moves
+from elasticmoe.plan.types import Inventory, Plan
+from elasticmoe.spec.job import JobSpec
+
+
+def single_homed(plan: Plan, redundancy: int) -> tuple[int, ...]:
+    """Units with fewer homes than asked for, as far as there are members for them; ascending."""
+    wanted = min(redundancy, len(plan.members))
+    return tuple(unit for unit, homes in enumerate(plan.homes) if len(homes) < wanted)
+
+
+def restore_protection(plan: Plan, job: JobSpec, inventory: Inventory) -> Plan:
+    """Add the mirrors that are missing, by copysets; every home stays where it is."""
+    redundancy = job.protection.redundancy
+    homes = add_mirrors(plan.members, plan.homes, unit_sizes(inventory), redundancy)
+    return replace(plan, homes=homes)
+
+
+def split_restoration(
+    before: Plan, after: Plan, inventory: Inventory, budget_bytes: int, bytes_per_element: int = 12
+) -> tuple[tuple[int, ...], ...]:
+    """Cut the way from one plan's homes to the other's into batches of units.
+
+    Units with the fewest homes come first, then by the node of the first home, then by index. What
+    one member has to send never delays what another sends.
+
+    Args:
+        before: a plan of the same members; its homes supply the units.
+        budget_bytes: that any one member sends per batch. A unit larger than that gets through
+            too, with nothing else from its sender.
+        bytes_per_element: of the master weight and its two moments.
+    """
+    assert before.members == after.members, "restoration keeps the gang"
+    sources = dict(enumerate(before.homes))
+    senders: dict[int, list[int]] = {}
+    for unit, sender, _ in plan_moves(after, inventory, sources):
+        senders.setdefault(unit, []).append(sender)
+
+    def danger(unit: int) -> tuple[int, str, int]:
+        homes = before.homes[unit]
+        return len(homes), before.members[homes[0]].node, unit
+
+    changed = [unit for unit, homes in enumerate(after.homes) if homes != before.homes[unit]]
+    budget = _Budget(len(after.members), budget_bytes)
+    batches: list[list[int]] = []
+    for unit in sorted(changed, key=danger):
+        size = bytes_per_element * inventory.units[unit].numel
+        batch = budget.take(senders.get(unit, ()), size)
+        while len(batches) <= batch:
+            batches.append([])
+        batches[batch].append(unit)
+    return tuple(tuple(units) for units in batches)
+
+
+class _Budget:
+    """Which batch each member fills, and what is left in it."""
+
+    def __init__(self, num_members: int, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._batch = [0] * num_members
+        self._used = [0] * num_members
+
+    def take(self, senders: Sequence[int], size: int) -> int:
+        """Find the first batch in which all senders of a unit have room; every send counts."""
+        need = {sender: senders.count(sender) * size for sender in senders}
+        batch = 0
+        for sender, wanted in need.items():
+            fits = not self._used[sender] or self._used[sender] + wanted <= self._budget
+            batch = max(batch, self._batch[sender] + (not fits))
+        for sender, wanted in need.items():
+            if batch > self._batch[sender]:
+                self._batch[sender], self._used[sender] = batch, 0
+            self._used[sender] += wanted
+        return batch
