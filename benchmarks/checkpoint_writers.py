@@ -70,6 +70,7 @@ class SavingWorker(Worker):
         self._writer = SnapshotWriter(self._store, self._on_written)
         self._number = 0
         self._stagers = {how: DefaultStager(options) for how, options in STAGING.items()}
+        self._flat: dict[str, torch.Tensor] = {}
         self._before_commit: Callable[[], object] = _nothing
         self.take(3)
         return sum(t.numel() * t.element_size() for t in self._state().values())
@@ -104,14 +105,19 @@ class SavingWorker(Worker):
         return time.perf_counter() - start
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """What this member saves, as few large tensors: what suits torch's writer best."""
-        homes = self.gang.homes
-        mine = slice(0, homes.primary_numel)
-        return {
-            f"member-{self.member}.master": homes.master[mine],
-            f"member-{self.member}.exp_avg": homes.exp_avg[mine],
-            f"member-{self.member}.exp_avg_sq": homes.exp_avg_sq[mine],
-        }
+        """As much as this member saves, as few large tensors: what suits torch's writer best.
+
+        They are made once, not copied together for every checkpoint, which would slow it down.
+        """
+        if not self._flat:
+            state, units = self.gang.homes.state, self.gang.homes.primary
+            kinds = zip(
+                ("master", "exp_avg", "exp_avg_sq"),
+                zip(*(state.tensors_of(unit) for unit in units), strict=True),
+                strict=True,
+            )
+            self._flat = {f"member-{self.member}.{kind}": torch.cat(parts) for kind, parts in kinds}
+        return self._flat
 
     def _directory(self) -> str:
         """Where torch's checkpoint of this round goes."""

@@ -23,6 +23,7 @@ from elasticmoe.runtime.data import SampleReader
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Over, Rendezvous
 from elasticmoe.runtime.step import train_step
+from elasticmoe.runtime.workplace import Workplace
 from elasticmoe.spec.job import JobSpec
 
 
@@ -39,15 +40,13 @@ class Worker:
         members = tuple(Member(i, f"node-{i}", f"node-{i}") for i in range(self.workers))
         inventory = build_inventory(job.model, job.data.seq_len)
         return form_gang(
-            job,
-            inventory,
+            Workplace(job, inventory, torch.device("cpu")),
             Seat(
                 make_plan(job, inventory, members),
                 self.member,
                 Rendezvous("127.0.0.1", self.port, generation),
             ),
             over=Over(),
-            device=torch.device("cpu"),
             reader=SampleReader(job.data, job.model.vocab_size, job.sample_tokens),
         )
 

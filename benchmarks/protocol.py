@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from benchmarks.crew import Crew
 from benchmarks.figures import Report, upper_95
 from benchmarks.member import Worker, start_gang
 from benchmarks.rivals.job import Workload
@@ -28,22 +29,16 @@ class ProtocolWorker(Worker):
         bare = replace(workload, overrides=(*workload.overrides, "protection.redundancy=1"))
         self.bare = self.form(bare.job(), generation=2)
 
-    def steps(self, blocks: int, block_steps: int) -> list[Pair]:
-        """Pairs of whole steps, protected and not, toggled after every `block_steps` steps.
-
-        A block is so many protected and as many unprotected steps, who is first alternates; a
-        pair is the n-th of the ones and of the others.
-        """
+    def block(self, steps: int, number: int) -> list[Pair]:
+        """So many protected and as many unprotected whole steps; odd blocks begin with the
+        latter. A pair is the n-th of the ones and of the others."""
         sides = ((self.gang, True), (self.bare, False))
-        found = []
-        for block in range(blocks):
-            taken: dict[bool, list[Phases]] = {True: [], False: []}
-            for gang, protected in sides[:: -1 if block % 2 else 1]:
-                for _ in range(block_steps):
-                    gang.groups.world.barrier()
-                    taken[protected].append(commit(gang, compute(gang), protected=protected))
-            found += list(zip(taken[True], taken[False], strict=True))
-        return found
+        taken: dict[bool, list[Phases]] = {True: [], False: []}
+        for gang, protected in sides[:: -1 if number % 2 else 1]:
+            for _ in range(steps):
+                gang.groups.world.barrier()
+                taken[protected].append(commit(gang, compute(gang), protected=protected))
+        return list(zip(taken[True], taken[False], strict=True))
 
     def commits(self, computes: int, pairs: int) -> list[Pair]:
         """After each computed step, pairs of commits of its gradients, protected and not.
@@ -91,8 +86,7 @@ def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> 
     crew, _store = start_gang(ProtocolWorker, workload, 2)
     tokens = workload.step_tokens
     with crew:
-        crew.call("steps", 1, 1)
-        found = _slowest(crew.call("steps", size.blocks, size.block_steps))
+        found = _steps(crew, size.blocks, size.block_steps)
         report.section(
             f"protocol, 2 workers, {tokens} tokens a step: {len(found)} pairs of steps, toggled "
             f"every {size.block_steps}"
@@ -105,10 +99,18 @@ def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> 
     few = replace(workload, samples=samples, waves=1)
     crew, _store = start_gang(ProtocolWorker, few, 2)
     with crew:
-        crew.call("steps", 3, 1)
-        found = _slowest(crew.call("steps", size.pairs_1024, 1))
+        found = _steps(crew, size.pairs_1024, 1)
     report.section(f"protocol, {few.step_tokens} tokens a step: {len(found)} pairs of steps")
     _add(report, found, "protocol_share_1024", most=None)
+
+
+def _steps(crew: Crew, blocks: int, block_steps: int) -> list[Pair]:
+    """Pairs of whole steps, toggled after every `block_steps` of them."""
+    crew.call("block", 1, 0)  # warm
+    found: list[Pair] = []
+    for number in range(blocks):
+        found += _slowest(crew.call("block", block_steps, number))
+    return found
 
 
 def _slowest(of_workers: list[list[Pair]]) -> list[Pair]:

@@ -44,7 +44,8 @@ def commit(gang: Gang, computed: Computed, *, protected: bool) -> dict[str, floa
         clock.mark("vote")
     else:
         if result.clip != 1.0:
-            gang.homes.prepared.mul_(result.clip)
+            for reduced in gang.homes.reduced():
+                reduced.mul_(result.clip)
         clock.mark("prepare")
     apply(gang, result)
     clock.mark("apply")

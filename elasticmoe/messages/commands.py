@@ -69,7 +69,9 @@ class InstructGang:
     generation: int
     number: int
     action: str
-    """`checkpoint` or `stop`, as in `messages.worker.Instruct`."""
+    """`checkpoint`, `stop` or `protect`, as in `messages.worker.Instruct`."""
+    plan: dict[str, Any] | None = None
+    """For `protect`: the plan to follow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,10 @@ class Instruct:
     generation: int
     number: int
     action: str
-    """`checkpoint`: write one at this step; `stop`: write one, then end the gang."""
+    """`checkpoint`: write one at this step; `stop`: write one, then end the gang; `protect`: follow
+    `plan` from the next step on."""
+    plan: dict[str, Any] | None = None
+    """For `protect`: `Plan.to_json()`, the gang's plan with other homes."""
 
 
 @dataclass(frozen=True, slots=True)

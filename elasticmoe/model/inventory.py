@@ -1,5 +1,6 @@
 """What a model's training state consists of: blocks, parameters, units."""
 
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -19,6 +20,7 @@ the largest models have some 10^5 units."""
 _BYTES: Final = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
+@lru_cache(maxsize=8)
 def build_inventory(model: ModelSpec, seq_len: int) -> Inventory:
     """List the blocks and units of a model; nothing is allocated.
 

@@ -7,6 +7,7 @@ Shapes: T = tokens, E = experts, G = groups, K = experts per token.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ class SelfTestError(ElasticMoEError):
     code = "self_test_failed"
 
 
+@cache
 def check_gate_and_bias(
     moe: MoESpec,
     balance: BalanceSpec,

@@ -13,8 +13,8 @@ from elasticmoe.checkpoint.read import Checkpoint
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.plan.make import make_plan
 from elasticmoe.plan.types import Member
-from elasticmoe.runtime.gang import build_stage, slots_of
 from elasticmoe.runtime.memory import Weights
+from elasticmoe.runtime.workplace import build_stage, slots_of
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.spec.load import parse_data
 from elasticmoe.spec.model import ModelSpec

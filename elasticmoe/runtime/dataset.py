@@ -181,13 +181,23 @@ class TokenStream:
             try:
                 batch = self._shards[shard].get_batch(inside // size)
                 batch.validate()
-                tokens = batch.column(0).to_numpy(zero_copy_only=True)
+                tokens = _as_array(batch.column(0))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{self.place(index * size)}: damaged: {error}") from None
             if len(tokens) != min(size, self.num_tokens - index * size):
                 raise DataError(f"{self.place(index * size)}: {len(tokens)} tokens in a batch")
             self._batches[index] = tokens
         return self._batches[index]
+
+
+def _as_array(column: Any) -> TokenArray:
+    """View a column without nulls. Arrow's own `to_numpy` imports pandas on its first call: most of
+    a second in a freshly forked worker, in the middle of its first step."""
+    if column.null_count:
+        raise ValueError(f"{column.null_count} tokens are missing")
+    values = column.buffers()[1]
+    dtype = np.dtype(str(column.type))
+    return np.frombuffer(values, dtype, len(column), column.offset * dtype.itemsize)
 
 
 def _one_line(schema: pa.Schema) -> str:

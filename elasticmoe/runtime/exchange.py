@@ -55,13 +55,13 @@ class StateExchange:
         tables = plan_exchange(plan, inventory, member)
 
         def in_homes(unit: Unit) -> int:
-            return homes.start[unit.index]
+            return homes.state.start[unit.index]
 
         self._reduce = self._route(
-            tables.gradients, weights.offset, in_homes, weights.gradients, homes.prepared
+            tables.gradients, weights.offset, in_homes, weights.gradients, homes.state.prepared
         )
         self._forward = self._route(
-            tables.forwards, in_homes, in_homes, homes.prepared, homes.prepared
+            tables.forwards, in_homes, in_homes, homes.state.prepared, homes.state.prepared
         )
         self._publish = self._route(
             tables.weights, in_homes, weights.offset, weights.flat, weights.flat
@@ -72,27 +72,30 @@ class StateExchange:
         route, homes = self._reduce, self._homes
         copy_spans(self._weights.gradients, route.outgoing, route.pack)
         self._world.all_to_all(route.incoming, route.outgoing, route.received, route.sent)
-        homes.prepared[: homes.primary_numel].zero_()
+        for reduced in homes.reduced():
+            reduced.zero_()
         for rank, spans in enumerate(route.unpack):
             own = rank == self._world.rank
-            add_spans(self._weights.gradients if own else route.incoming, homes.prepared, spans)
+            add_spans(
+                self._weights.gradients if own else route.incoming, homes.state.prepared, spans
+            )
 
     def forward(self) -> None:
         """Send reduced gradients to the other homes, and receive those of mirrored units."""
         route, homes = self._forward, self._homes
-        copy_spans(homes.prepared, route.outgoing, route.pack)
+        copy_spans(homes.state.prepared, route.outgoing, route.pack)
         self._world.all_to_all(route.incoming, route.outgoing, route.received, route.sent)
         for spans in route.unpack:
-            copy_spans(route.incoming, homes.prepared, spans)
+            copy_spans(route.incoming, homes.state.prepared, spans)
 
     def publish(self) -> None:
         """Send the primary homes' weights to all holders, where the stage computes with them."""
         route, own = self._publish, self._world.rank
-        copy_spans(self._homes.master, route.outgoing, route.pack)
+        copy_spans(self._homes.state.master, route.outgoing, route.pack)
         pending = self._world.start_all_to_all(
             route.incoming, route.outgoing, route.received, route.sent
         )
-        copy_spans(self._homes.master, self._weights.flat, route.unpack[own])
+        copy_spans(self._homes.state.master, self._weights.flat, route.unpack[own])
         pending.wait()
         for rank, spans in enumerate(route.unpack):
             if rank != own:

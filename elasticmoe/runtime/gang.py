@@ -1,7 +1,7 @@
 """One generation as one member lives it: groups, memory, stage, data, state between steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from time import perf_counter
 from typing import Protocol
@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 
 from elasticmoe.checkpoint.read import Checkpoint
 from elasticmoe.model.initialize import initial_unit
-from elasticmoe.model.stage import StageModel
 from elasticmoe.model.wave import Wave
 from elasticmoe.plan.cost import step_flops
+from elasticmoe.plan.moves import plan_moves
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.dispatch import StageExchange
 from elasticmoe.runtime.exchange import StateExchange
-from elasticmoe.runtime.groups import Groups, Over, Rendezvous
+from elasticmoe.runtime.groups import Group, Groups, Over, Rendezvous
 from elasticmoe.runtime.memory import COMPUTE_DTYPE, MASTER_DTYPE, Homes, Weights
 from elasticmoe.runtime.peak import count_processors, measure_peak
 from elasticmoe.runtime.pipeline import Pipeline
+from elasticmoe.runtime.progress import Progress
+from elasticmoe.runtime.recall import Recall, move_units, recall
 from elasticmoe.runtime.record import StepRecord
+from elasticmoe.runtime.workplace import Workplace
 from elasticmoe.spec.job import JobSpec
 
 
@@ -32,38 +35,6 @@ class Samples(Protocol):
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         """Samples numbered [start, stop) as [samples, tokens]; a pure function of the numbers."""
         ...
-
-
-@dataclass(slots=True)
-class Progress:
-    """Training state beside the units; equal on every member, moves only at the apply."""
-
-    step: int
-    """Committed steps."""
-    updates: int
-    """Committed steps that changed weights: all but those the guard skipped."""
-    bias_LE: torch.Tensor
-    """Selection bias, fp32 (fp64 in fp64)."""
-    running_LE: NDArray[np.float64]
-    """Running load: exponential average of each step's counts."""
-
-    @classmethod
-    def fresh(cls, job: JobSpec, inventory: Inventory, device: torch.device) -> "Progress":
-        """Before the first step."""
-        shape = (len(inventory.moe_blocks), job.model.moe.num_experts)
-        dtype = MASTER_DTYPE[job.model.precision]
-        return cls(0, 0, torch.zeros(shape, dtype=dtype, device=device), np.zeros(shape))
-
-    @classmethod
-    def restored(cls, checkpoint: Checkpoint, device: torch.device) -> "Progress":
-        """As a checkpoint left it."""
-        state = checkpoint.manifest.state
-        return cls(
-            step=int(state["step"]),
-            updates=int(state["updates"]),
-            bias_LE=checkpoint.read("bias").to(device),
-            running_LE=checkpoint.read("running").double().numpy(),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +50,7 @@ class Seat:
 class Gang:
     """Everything a member needs to take steps in one generation."""
 
-    job: JobSpec
-    inventory: Inventory
+    workplace: Workplace
     seat: Seat
     groups: Groups
     weights: Weights
@@ -91,11 +61,25 @@ class Gang:
     record: StepRecord
     reader: Samples
     progress: Progress
-    device: torch.device
+    is_tidy: bool = False
+    """Whether this member has let go of units that it is no longer home of."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time that forming took, by phase."""
-    peak_flops: float = 0.0
-    """Of the whole gang, FLOP/s; 0 until measured."""
+
+    @property
+    def job(self) -> JobSpec:
+        """What is trained."""
+        return self.workplace.job
+
+    @property
+    def inventory(self) -> Inventory:
+        """What its training state consists of."""
+        return self.workplace.inventory
+
+    @property
+    def device(self) -> torch.device:
+        """Where this member computes."""
+        return self.workplace.device
 
     @property
     def is_first_member(self) -> bool:
@@ -107,12 +91,18 @@ class Gang:
         """Useful floating-point operations of a step."""
         return step_flops(self.job, self.inventory)
 
-    def measure(self) -> None:
-        """Measure what this gang could do at most."""
-        dtype = COMPUTE_DTYPE[self.job.model.precision]
+    @property
+    def peak_flops(self) -> float:
+        """What the whole gang could do at most, FLOP/s; 0 until `measure` was called."""
         nodes = [member.node for member in self.seat.plan.members]
         processors = count_processors(nodes, self.job.workers.threads, self.device)
-        self.peak_flops = measure_peak(dtype, self.device) * processors
+        return (self.workplace.processor_flops or 0.0) * processors
+
+    def measure(self) -> None:
+        """Measure what one processor could do at most, once per process."""
+        if self.workplace.processor_flops is None:
+            dtype = COMPUTE_DTYPE[self.job.model.precision]
+            self.workplace.processor_flops = measure_peak(dtype, self.device)
 
     def waves(self) -> list[Wave]:
         """This member's view of the next step's waves."""
@@ -152,41 +142,60 @@ class Gang:
         """Send the primary homes' weights to their holders."""
         self.state.publish()
 
+    def rehome(self, plan: Plan) -> None:
+        """Follow a plan that differs in its homes only, from the next step on.
+
+        Called by all members between the same two steps: state is constant there, so units are
+        copied to their new homes, which receive the prepared gradients from then on; only then
+        do the old ones let go.
+
+        Raises:
+            GangBrokenError: the generation ended first; every copy that was whole still is.
+        """
+        member, world, step = self.seat.member, self.groups.world, self.progress.step
+        moves = plan_moves(plan, self.inventory, dict(enumerate(self.seat.plan.homes)))
+        memory = self.homes.state
+        homes = Homes(memory, plan, member)
+        move_units(moves, member, (memory,), world, step)
+        self.homes, self.is_tidy = homes, False
+        self.state = StateExchange(self.inventory, plan, member, self.weights, homes, world)
+        self.record = StepRecord(self.job, self.inventory, plan.digest, self.device)
+        self.seat = replace(self.seat, plan=plan)
+
 
 def form_gang(
-    job: JobSpec,
-    inventory: Inventory,
+    workplace: Workplace,
     seat: Seat,
     *,
     over: Over,
-    device: torch.device,
-    checkpoint: Checkpoint | None = None,
+    start: Checkpoint | Recall | None = None,
     reader: Samples,
     on_groups: Callable[[Groups], None] = lambda groups: None,
 ) -> Gang:
-    """Meet the other members, load this member's homes and receive its compute weights.
+    """Meet the other members, have this member's homes in place and receive its weights.
+
+    Args:
+        start: where the training state comes from; none: from the seed.
 
     Raises:
         GangBrokenError: the generation ended before everybody was ready.
     """
     clock = Stopwatch()
+    job, inventory, device = workplace.job, workplace.inventory, workplace.device
     plan, member, precision = seat.plan, seat.member, job.model.precision
-    index = plan.stage_of_member[member]
-    groups = Groups(plan, member, seat.rendezvous, device, over)
+    groups = Groups(plan, member, seat.rendezvous, device, over, workplace.pulse)
     on_groups(groups)  # from here on they can be broken from another thread
     over.check()
     clock.mark("groups")
-    slots = slots_of(plan, inventory, member)
-    weights = Weights(inventory, plan.stages[index].blocks, slots, precision, device)
-    homes = Homes(inventory, plan, member, precision, device)
-    stage = build_stage(job, inventory, plan, member, device)
-    weights.bind(stage)
+    weights, stage = workplace.network(plan, member)
+    homes = Homes(workplace.state, plan, member)
     clock.mark("memory")
-    progress = load_state(job, inventory, homes, checkpoint, device)
+    progress = load_state(job, homes, start, member, groups.world)
+    homes.vault.join(seat.rendezvous.generation)
     clock.mark("state")
+    index = plan.stage_of_member[member]
     gang = Gang(
-        job=job,
-        inventory=inventory,
+        workplace=workplace,
         seat=seat,
         groups=groups,
         weights=weights,
@@ -205,56 +214,34 @@ def form_gang(
         record=StepRecord(job, inventory, plan.digest, device),
         reader=reader,
         progress=progress,
-        device=device,
         seconds=clock.seconds,
     )
+    clock.mark("tables")
     gang.publish()
     clock.mark("weights")
     return gang
 
 
-def slots_of(plan: Plan, inventory: Inventory, member: int) -> dict[int, tuple[int, ...]]:
-    """Per experts block of the member's stage, the experts in its slots."""
-    stage = plan.stages[plan.stage_of_member[member]]
-    rank = stage.members.index(member)
-    return {b: plan.slots[b][rank] for b in stage.blocks if inventory.blocks[b].is_experts}
-
-
-def build_stage(
-    job: JobSpec, inventory: Inventory, plan: Plan, member: int, device: torch.device
-) -> StageModel:
-    """The layers that a member computes; its memory is bound later."""
-    index = plan.stage_of_member[member]
-    return StageModel(
-        job,
-        inventory,
-        plan.stages[index].blocks,
-        slots_of(plan, inventory, member),
-        is_first=index == 0,
-        is_last=index == len(plan.stages) - 1,
-        dtype=COMPUTE_DTYPE[job.model.precision],
-        device=device,
-    )
-
-
 def load_state(
-    job: JobSpec,
-    inventory: Inventory,
-    homes: Homes,
-    checkpoint: Checkpoint | None,
-    device: torch.device,
+    job: JobSpec, homes: Homes, start: Checkpoint | Recall | None, member: int, world: Group
 ) -> Progress:
-    """Fill the homes from a checkpoint, or from the seed."""
+    """Have all homes whole at the step to start from."""
+    state, inventory = homes.state, homes.state.inventory
+    fresh = Progress.fresh(job, inventory, state.device)
+    if isinstance(start, Recall):
+        return recall(job, start, member, homes, world, fresh.bias_LE)
+    progress = fresh if start is None else Progress.restored(start, state.device)
+    homes.vault.forget(np.arange(len(inventory.units)))  # of another history, if anything
+    homes.vault.set_undo(-1)
+    homes.vault.clear_progress()
+    dtype = MASTER_DTYPE[job.model.precision]
     for unit in homes.units:
-        if checkpoint is None:
-            initial = initial_unit(job.model, inventory, unit, job.data.seed, homes.master.dtype)
-            homes.fill(unit, initial, None, None)
+        if start is None:
+            initial = initial_unit(job.model, inventory, unit, job.data.seed, dtype)
+            state.fill(unit, 0, initial)
         else:
-            homes.fill(unit, *checkpoint.read_unit(unit.index))
-    if checkpoint is None:
-        return Progress.fresh(job, inventory, device)
-    progress = Progress.restored(checkpoint, device)
-    homes.stamps.fill_(progress.step)
+            state.fill(unit, progress.step, *start.read_unit(unit.index))
+    progress.save(homes.vault)
     return progress
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from elasticmoe.errors import GangBrokenError
 from elasticmoe.plan.types import Plan
+from elasticmoe.vault.pulse import Pulse
 
 LONGEST_WAIT: Final = timedelta(days=1)
 """Broken generations are ended by their flag, never by the library's timeout."""
@@ -129,9 +130,19 @@ class _ThreadWait:
 class Group:
     """One process group of a generation, as this member sees it."""
 
-    def __init__(self, backend: Any, rank: int, size: int, over: Over, *, is_cuda: bool) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        rank: int,
+        size: int,
+        over: Over,
+        *,
+        is_cuda: bool,
+        pulse: Pulse | None = None,
+    ) -> None:
         self.rank, self.size = rank, size
         self._backend, self._over, self._is_cuda = backend, over, is_cuda
+        self._pulse = pulse
 
     def start_all_to_all(
         self, output: Tensor, source: Tensor, received: Sequence[int], sent: Sequence[int]
@@ -192,6 +203,8 @@ class Group:
         return Pending(work, self._over, (tensor,), poll=not self._is_cuda)
 
     def _start(self, operation: str, *arguments: Any) -> Any:
+        if self._pulse is not None:
+            self._pulse.count_collective()
         try:
             return getattr(self._backend, operation)(*arguments)
         except RuntimeError as error:
@@ -204,14 +217,21 @@ class Groups:
     """The world group, this member's stage group and the pipes between stages."""
 
     def __init__(
-        self, plan: Plan, member: int, rendezvous: Rendezvous, device: torch.device, over: Over
+        self,
+        plan: Plan,
+        member: int,
+        rendezvous: Rendezvous,
+        device: torch.device,
+        over: Over,
+        pulse: Pulse | None = None,
     ) -> None:
-        """Form the groups together with all other members; `over` abandons the attempt.
+        """Form the groups together with all other members; `over` abandons the attempt, `pulse`
+        counts the collectives that this member enters.
 
         Raises:
             GangBrokenError: the generation ended before everybody had come.
         """
-        self.over = over
+        self.over, self._pulse = over, pulse
         self._is_cuda = device.type == "cuda"
         self._backends: list[Any] = []
         self._sockets: list[socket.socket] = []
@@ -247,7 +267,9 @@ class Groups:
                     space = _c10d.PrefixStore(f"{prefix}/{name}", store)
                     backend = _new_backend(space, rank, size, host, is_cuda=self._is_cuda)
                     self._backends.append(backend)
-                return Group(backend, rank, size, self.over, is_cuda=self._is_cuda)
+                return Group(
+                    backend, rank, size, self.over, is_cuda=self._is_cuda, pulse=self._pulse
+                )
 
             self.world = group("world", member, num_members)
             rank = stage.members.index(member)

@@ -1,19 +1,21 @@
 """A member's memory: compute weights and gradients of its blocks, and the homes it keeps.
 
 Everything lies in a few flat buffers, so that an exchange is a handful of contiguous copies.
-Compute weights are derived from homes; homes are the training state.
+Compute weights are derived from homes; homes are the training state, and lie in the vault.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from elasticmoe.model.stage import StageModel
 from elasticmoe.plan.types import Inventory, Plan, Unit
+from elasticmoe.vault.vault import Vault
 
 COMPUTE_DTYPE: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 MASTER_DTYPE: Final = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -107,60 +109,154 @@ class Weights:
         return self._start[unit.block] + slot * unit.numel
 
 
-class Homes:
-    """Master weights and moments of the units a member is home of, and their prepared gradients.
+class State:
+    """Training state of units in this worker's vault, whatever plan it follows.
 
-    Units lie in the order of `units`: first those it is primary home of, then the others, each
-    ascending. `stamps` holds per unit the step before and after its update: a copy is whole
-    where they are equal.
+    On a CPU it lies in the vault itself, where every unit of the model has a place of its own; on
+    an accelerator in memory that is packed for the units that are here, and dies with the
+    process (the vault then keeps only what is said about it).
     """
 
     def __init__(
-        self,
-        inventory: Inventory,
-        plan: Plan,
-        member: int,
-        precision: str,
-        device: torch.device,
+        self, inventory: Inventory, vault: Vault, precision: str, device: torch.device
     ) -> None:
-        primary = [u for u in inventory.units if plan.homes[u.index][0] == member]
-        mirrors = [u for u in inventory.units if member in plan.homes[u.index][1:]]
-        self.units = (*primary, *mirrors)
-        self.num_primary = len(primary)
-        sizes = [unit.numel for unit in self.units]
-        starts = [0, *accumulate(sizes)]
-        self.start = {u.index: start for u, start in zip(self.units, starts, strict=False)}
-        self.numel = starts[-1]
-        self.primary_numel = starts[len(primary)]
-        dtype = MASTER_DTYPE[precision]
-        self.master = torch.zeros(self.numel, dtype=dtype, device=device)
-        self.exp_avg = torch.zeros(self.numel, dtype=dtype, device=device)
-        self.exp_avg_sq = torch.zeros(self.numel, dtype=dtype, device=device)
-        self.prepared = torch.zeros(self.numel, dtype=dtype, device=device)
-        self.stamps = torch.zeros(len(self.units), 2, dtype=torch.int64)
+        """
+        Args:
+            inventory: the model's units.
+            vault: mapped with this model's layout.
+            precision: `fp32`, `bf16` or `fp64`.
+            device: where master weights, moments and gradients lie.
+        """
+        self.inventory, self.vault, self.device = inventory, vault, device
+        self._dtype = MASTER_DTYPE[precision]
+        self._packed: frozenset[int] = frozenset()
+        starts = [0, *accumulate(unit.numel for unit in inventory.units)]
+        self.start = dict(enumerate(starts[:-1]))
+        """First element of each unit that has a place here."""
+        self.undo: tuple[Tensor, ...] = ()
+        """Room for one unit's state as it was before its update."""
+        if device.type == "cpu":
+            offsets = vault.layout.tensors
+            flat = [self._view(offset, vault.layout.numel) for offset in offsets]
+            self.master, self.exp_avg, self.exp_avg_sq, self.prepared = flat
+            size = vault.layout.largest_unit
+            undo = self._view(vault.layout.undo, 3 * size)
+            self.undo = tuple(undo.split(size))
+        else:
+            vault.dies_with_process()
+            self._allocate(())
+
+    def make_room(self, units: Sequence[Unit]) -> None:
+        """Give these units a place, beside those that are here."""
+        if self.device.type != "cpu":
+            wanted = {unit.index for unit in units} | self._here()
+            if not wanted <= set(self.start):
+                self._allocate([unit for unit in self.inventory.units if unit.index in wanted])
+
+    def keep_only(self, units: Sequence[Unit]) -> None:
+        """Let go of all other units."""
+        gone = self._here() - {unit.index for unit in units}
+        self.vault.forget(np.array(sorted(gone), dtype=np.int64))
+        if self.device.type == "cpu":
+            itemsize = self.master.element_size()
+            for unit in (self.inventory.units[index] for index in gone):
+                first, end = self.start[unit.index], self.start[unit.index] + unit.numel
+                for offset in self.vault.layout.tensors:
+                    self.vault.release(offset + first * itemsize, offset + end * itemsize)
+
+    def _here(self) -> set[int]:
+        return set(np.flatnonzero(self.vault.stamps_U2.any(axis=1)).tolist())
 
     def slice_of(self, unit: Unit) -> slice:
         """Where the unit lies in each of the flat tensors."""
         start = self.start[unit.index]
         return slice(start, start + unit.numel)
 
-    def fill(self, unit: Unit, master: Tensor, exp_avg: Tensor | None, sq: Tensor | None) -> None:
-        """Set a unit's state; moments of none are zero."""
+    def tensors_of(self, unit: Unit) -> tuple[Tensor, Tensor, Tensor]:
+        """Master weights and moments of a unit, flat."""
         where = self.slice_of(unit)
-        self.master[where] = master
-        self.exp_avg[where] = 0.0 if exp_avg is None else exp_avg
-        self.exp_avg_sq[where] = 0.0 if sq is None else sq
+        return self.master[where], self.exp_avg[where], self.exp_avg_sq[where]
+
+    def fill(
+        self,
+        unit: Unit,
+        step: int,
+        master: Tensor,
+        exp_avg: Tensor | None = None,
+        exp_avg_sq: Tensor | None = None,
+    ) -> None:
+        """Set a unit's state after `step` committed steps; moments of none are zero."""
+        stamps = self.vault.stamps_U2[unit.index]
+        stamps[0] = 0  # whatever was here is gone; whole again when all is written
+        for tensor, value in zip(self.tensors_of(unit), (master, exp_avg, exp_avg_sq), strict=True):
+            if value is None:
+                tensor.zero_()
+            else:
+                tensor.copy_(value)
+        self.vault.hashes_U[unit.index] = self.hash_of(unit)
+        stamps[1] = step + 1
+        stamps[0] = step + 1
+
+    def hash_of(self, unit: Unit) -> int:
+        """Wrapping sums of the bits of weights and moments: any flipped bit changes it.
+
+        28 GB/s on one core; what is written out has a stronger hash.
+        """
+        sums = [tensor.view(torch.int64).sum() for tensor in self.tensors_of(unit)]
+        mixed = sums[0] + 3 * sums[1] + 5 * sums[2]
+        return int(mixed)
+
+    def _view(self, offset: int, numel: int) -> Tensor:
+        memory: Any = self.vault.memory
+        return torch.frombuffer(memory, dtype=self._dtype, count=numel, offset=offset)
+
+    def _allocate(self, units: Sequence[Unit]) -> None:
+        kept = {unit: self.tensors_of(unit) for unit in units if unit.index in self._packed}
+        starts = [0, *accumulate(unit.numel for unit in units)]
+        self.start = {u.index: at for u, at in zip(units, starts, strict=False)}
+        shape = (starts[-1],)
+        self.master, self.exp_avg, self.exp_avg_sq, self.prepared = (
+            torch.zeros(shape, dtype=self._dtype, device=self.device) for _ in range(4)
+        )
+        for unit, tensors in kept.items():
+            for new, old in zip(self.tensors_of(unit), tensors, strict=True):
+                new.copy_(old)
+        self._packed = frozenset(self.start)
+
+
+class Homes:
+    """The units a member is home of in one plan: first those it is primary home of, then the
+    others, each ascending."""
+
+    def __init__(self, state: State, plan: Plan, member: int) -> None:
+        self.state, self.vault = state, state.vault
+        units = state.inventory.units
+        primary = [u for u in units if plan.homes[u.index][0] == member]
+        mirrors = [u for u in units if member in plan.homes[u.index][1:]]
+        self.units = (*primary, *mirrors)
+        self.num_primary = len(primary)
+        self.alone = frozenset(u.index for u in primary if len(plan.homes[u.index]) == 1)
+        """Units that have no other home."""
+        state.make_room(self.units)
+        self.primary_spans = merge_spans(
+            Span(state.start[u.index], state.start[u.index], u.numel) for u in primary
+        )
+
+    @property
+    def primary(self) -> tuple[Unit, ...]:
+        """Units whose gradients this member reduces."""
+        return self.units[: self.num_primary]
+
+    @property
+    def mirrors(self) -> tuple[Unit, ...]:
+        """Units whose reduced gradients it is sent."""
+        return self.units[self.num_primary :]
+
+    def reduced(self) -> list[Tensor]:
+        """Prepared gradients of the primary units, as few contiguous views."""
+        prepared = self.state.prepared
+        return [prepared[span.source : span.source + span.numel] for span in self.primary_spans]
 
     def hashes(self) -> Tensor:
-        """One int64 per home: wrapping sums of the bits of weights and moments; any flipped bit
-        changes them. 28 GB/s on one core; what is written out has a stronger hash.
-        """
-        found = torch.empty(len(self.units), dtype=torch.int64)
-        for row, unit in enumerate(self.units):
-            where = self.slice_of(unit)
-            bits = [
-                tensor[where].view(torch.int64).sum()
-                for tensor in (self.master, self.exp_avg, self.exp_avg_sq)
-            ]
-            found[row] = bits[0] + 3 * bits[1] + 5 * bits[2]
-        return found
+        """`State.hash_of` every home, in the order of `units`."""
+        return torch.tensor([self.state.hash_of(unit) for unit in self.units], dtype=torch.int64)

@@ -1,5 +1,6 @@
 """AdamW over homes, and the learning rate over the run."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elasticmoe.plan.types import Unit
-from elasticmoe.runtime.memory import Homes
+from elasticmoe.runtime.memory import State
 from elasticmoe.spec.job import OptimizerSpec, ScheduleSpec
 
 
@@ -23,49 +24,99 @@ class Update:
 
 
 def apply_update(
-    homes: Homes, units: tuple[Unit, ...], spec: OptimizerSpec, update: Update
-) -> None:
+    state: State,
+    units: Iterable[Unit],
+    spec: OptimizerSpec,
+    update: Update,
+    *,
+    alone: Collection[int] = (),
+) -> tuple[int, ...]:
     """Apply the prepared gradients to these units, one after the other.
 
-    Each unit's stamps differ exactly while it is being written, so a crash tears at most one.
-    The fused kernel needs no `torch._dynamo` (whose import costs a second), and its result does
-    not depend on how the state is cut (measured).
+    Each unit's stamps differ exactly while it is being written, so a crash tears at most one; of
+    units in `alone`, which no other home could replace, the state before is kept meanwhile. A
+    unit that does not match the hash recorded after its last update is left alone and torn: its
+    memory was corrupted. The fused kernel needs no `torch._dynamo` (whose import costs a second),
+    and its result does not depend on how the state is cut (measured).
 
     Source: Loshchilov and Hutter 2019, arXiv:1711.05101.
+
+    Returns:
+        The corrupted units.
     """
-    row = {unit.index: row for row, unit in enumerate(homes.units)}
-    number = torch.tensor(float(update.number), device=homes.master.device)
+    vault = state.vault
+    number = torch.tensor(float(update.number), device=state.device)
+    corrupted = []
     for unit in units:
-        homes.stamps[row[unit.index], 0] = update.step
-        where = homes.slice_of(unit)
-        middle = where.start + unit.decay_numel
-        for part, decay in (
-            (slice(where.start, middle), spec.weight_decay),
-            (slice(middle, where.stop), 0.0),
-        ):
-            if part.start < part.stop:
-                _adamw(homes, part, number, spec, update.learning_rate, decay)
-        homes.stamps[row[unit.index], 1] = update.step
+        if int(vault.hashes_U[unit.index]) != state.hash_of(unit):
+            vault.stamps_U2[unit.index, 0] = 0
+            corrupted.append(unit.index)
+            continue
+        if unit.index in alone:
+            _keep_for_undo(state, unit)
+        vault.stamps_U2[unit.index, 0] = update.step + 1
+        _adamw(state, unit, number, spec, update.learning_rate)
+        vault.hashes_U[unit.index] = state.hash_of(unit)
+        vault.stamps_U2[unit.index, 1] = update.step + 1
+        vault.set_undo(-1)
+    return tuple(corrupted)
 
 
-def _adamw(
-    homes: Homes, part: slice, number: Tensor, spec: OptimizerSpec, rate: float, decay: float
-) -> None:
-    torch._fused_adamw_(
-        [homes.master[part]],
-        [homes.prepared[part]],
-        [homes.exp_avg[part]],
-        [homes.exp_avg_sq[part]],
-        [],
-        [number],
-        lr=rate,
-        beta1=spec.betas[0],
-        beta2=spec.betas[1],
-        weight_decay=decay,
-        eps=spec.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+def restamp(state: State, units: Iterable[Unit], step: int) -> None:
+    """Say that these units are as they were, one step further; a corrupted one stays torn."""
+    for unit in units:
+        if state.vault.stamps_U2[unit.index, 0] != 0:
+            state.vault.stamps_U2[unit.index] = step + 1
+
+
+def undo_torn(state: State) -> None:
+    """Put back the unit whose update was cut off, where its earlier state was kept."""
+    vault = state.vault
+    index = vault.undo_unit
+    if index < 0 or not state.undo:
+        return
+    before, after = vault.stamps_U2[index]
+    if before != after:
+        unit = state.inventory.units[index]
+        for tensor, kept in zip(state.tensors_of(unit), state.undo, strict=True):
+            tensor.copy_(kept[: unit.numel])
+        vault.hashes_U[index] = state.hash_of(unit)
+        vault.stamps_U2[index, 0] = after
+    vault.set_undo(-1)
+
+
+def _keep_for_undo(state: State, unit: Unit) -> None:
+    if not state.undo:
+        return
+    state.vault.set_undo(-1)
+    for tensor, kept in zip(state.tensors_of(unit), state.undo, strict=True):
+        kept[: unit.numel].copy_(tensor)
+    state.vault.set_undo(unit.index)
+
+
+def _adamw(state: State, unit: Unit, number: Tensor, spec: OptimizerSpec, rate: float) -> None:
+    where = state.slice_of(unit)
+    middle = where.start + unit.decay_numel
+    for part, decay in (
+        (slice(where.start, middle), spec.weight_decay),
+        (slice(middle, where.stop), 0.0),
+    ):
+        if part.start < part.stop:
+            torch._fused_adamw_(
+                [state.master[part]],
+                [state.prepared[part]],
+                [state.exp_avg[part]],
+                [state.exp_avg_sq[part]],
+                [],
+                [number],
+                lr=rate,
+                beta1=spec.betas[0],
+                beta2=spec.betas[1],
+                weight_decay=decay,
+                eps=spec.eps,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 def learning_rate(step: int, optimizer: OptimizerSpec, schedule: ScheduleSpec) -> float:

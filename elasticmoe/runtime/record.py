@@ -61,11 +61,13 @@ class StepResult:
     """Tokens of the global batch that chose each expert."""
     sums_LX: NDArray[np.float64]
     """Per layer, summed over tokens: dropped assignments, entropy, confidence."""
+    is_spike: bool = False
+    """Whether the loss is beyond the bound that the job set."""
 
     @property
-    def is_finite(self) -> bool:
-        """Whether loss and gradients are finite; if not, the step commits as a no-op."""
-        return isfinite(self.gradient_norm) and isfinite(self.loss)
+    def changes_weights(self) -> bool:
+        """Whether the step may be applied; if not, it commits as a no-op."""
+        return isfinite(self.gradient_norm) and isfinite(self.loss) and not self.is_spike
 
 
 class StepRecord:

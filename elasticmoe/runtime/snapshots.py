@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -52,7 +53,9 @@ class SnapshotWriter:
         self.wait()
         tensors = self._copy(checkpoint_tensors(gang))
         progress = gang.progress
-        state = {"step": progress.step, "updates": progress.updates}
+        state: dict[str, Any] = {"step": progress.step, "updates": progress.updates}
+        if isfinite(progress.running_loss):  # JSON knows no NaN
+            state["running_loss"] = progress.running_loss
         generation = gang.seat.rendezvous.generation
         writer = f"g{generation}-m{gang.seat.member}"
         self._thread = threading.Thread(
@@ -99,13 +102,11 @@ def checkpoint_tensors(gang: Gang) -> list[tuple[str, Tensor]]:
     all. Constant until the next apply."""
     homes = gang.homes
     found = []
-    for unit in homes.units[: homes.num_primary]:
-        where = homes.slice_of(unit)
-        found += [
-            (f"unit.{unit.index}.master", homes.master[where]),
-            (f"unit.{unit.index}.exp_avg", homes.exp_avg[where]),
-            (f"unit.{unit.index}.exp_avg_sq", homes.exp_avg_sq[where]),
-        ]
+    for unit in homes.primary:
+        for kind, tensor in zip(
+            ("master", "exp_avg", "exp_avg_sq"), homes.state.tensors_of(unit), strict=True
+        ):
+            found.append((f"unit.{unit.index}.{kind}", tensor))
     if gang.is_first_member:
         found.append(("bias", gang.progress.bias_LE))
         found.append(("running", torch.from_numpy(gang.progress.running_LE)))

@@ -5,7 +5,8 @@ voted, and nothing can keep a member from applying once it has; so no two member
 than one step apart, and a step is committed by all or by none.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,15 @@ from numpy.typing import NDArray
 
 from elasticmoe.errors import ElasticMoEError
 from elasticmoe.model.wave import StageOutput, Wave
-from elasticmoe.plan.bias import update_bias
 from elasticmoe.runtime.gang import Gang, Stopwatch
-from elasticmoe.runtime.optimizer import Update, apply_update, learning_rate
+from elasticmoe.runtime.optimizer import Update, apply_update, learning_rate, restamp
 from elasticmoe.runtime.record import StepResult, layer_metrics
 
-RUNNING_DECAY = 0.99
-"""Of the running load: about the last 100 steps."""
 
+class CorruptedError(ElasticMoEError):
+    """Units of this member are not what they should be: memory or arithmetic failed silently."""
 
-class HomesDifferError(ElasticMoEError):
-    """Two homes of one unit hold different bits: memory was corrupted."""
-
-    code = "homes_differ"
+    code = "corrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,41 +44,74 @@ def train_step(gang: Gang, newest_command: int) -> CommittedStep:
         newest_command: number of the newest command this member holds.
 
     Raises:
-        GangBrokenError: the generation ended first; the step is not committed here.
+        GangBrokenError: the generation ended first; the step may be committed here or not.
+        CorruptedError: the step is committed, but not of all units here.
     """
-    clock = Stopwatch()
+    clock = PhaseClock(gang)
+    clock.enter("compute")
     waves = gang.waves()
     gang.weights.gradients.zero_()
     outputs = gang.pipeline.run(waves, gang.ids_of(waves))
-    clock.mark("compute")
+    clock.enter("reduce")
     gang.state.reduce()
-    clock.mark("reduce")
+    clock.enter("agree")
     result = agree(gang, outputs, waves, newest_command)
-    clock.mark("agree")
+    clock.enter("prepare")
     prepare(gang, result)
-    clock.mark("prepare")
+    clock.enter("vote")
     gang.groups.world.barrier()
-    clock.mark("vote")
+    clock.enter("apply")
     rate = apply(gang, result)
-    clock.mark("apply")
-    return CommittedStep(result, rate, clock.seconds)
+    return CommittedStep(result, rate, clock.end())
+
+
+class PhaseClock:
+    """Splits a step into phases, and shows on the worker's pulse which one it is in."""
+
+    def __init__(self, gang: Gang) -> None:
+        self._pulse, self._step = gang.workplace.pulse, gang.progress.step + 1
+        self._phase, self._clock = "", Stopwatch()
+
+    def enter(self, phase: str) -> None:
+        """End the phase before and begin this one."""
+        if self._phase:
+            self._clock.mark(self._phase)
+        self._phase = phase
+        if self._pulse is not None:
+            self._pulse.enter(phase, self._step)
+
+    def end(self) -> dict[str, float]:
+        """Seconds of all phases."""
+        self.enter("")
+        return self._clock.seconds
 
 
 def agree(
     gang: Gang, outputs: list[StageOutput], waves: list[Wave], newest_command: int
 ) -> StepResult:
     """Gather everybody's record; its sums are equal on all members."""
-    homes = gang.homes
-    squared_norm = _squared_norm(homes.prepared[: homes.primary_numel])
+    squared_norm = _squared_norm(gang.homes.reduced())
     record = gang.record.pack(squared_norm, outputs, waves, newest_command)
-    return gang.record.read(gang.groups.world.gather(record))
+    result = gang.record.read(gang.groups.world.gather(record))
+    most = gang.job.protection.max_loss_ratio
+    return replace(result, is_spike=gang.progress.is_spike(result.loss, most))
 
 
 def prepare(gang: Gang, result: StepResult) -> None:
-    """Give every home the clipped gradients its update needs."""
+    """Give every home all its update needs, in memory that outlives the process."""
+    if not gang.is_tidy:  # everybody's record is here, so everybody has all units of this plan
+        gang.homes.state.keep_only(gang.homes.units)
+        gang.is_tidy = True
     if result.clip != 1.0:
-        gang.homes.prepared[: gang.homes.primary_numel].mul_(result.clip)
+        for reduced in gang.homes.reduced():
+            reduced.mul_(result.clip)
     gang.state.forward()
+    gang.homes.vault.prepare(
+        gang.progress.step + 1,
+        is_finite=result.changes_weights,
+        loss=result.loss,
+        counts_LE=result.counts_LE,
+    )
 
 
 def apply(gang: Gang, result: StepResult) -> float:
@@ -89,47 +119,59 @@ def apply(gang: Gang, result: StepResult) -> float:
 
     Primary homes first; when their weights have arrived, the other homes follow. So no two homes of
     a unit are being written at once, and a crash tears one of them at most. A step whose loss or
-    gradients are not finite commits as a no-op: number and data move, weights and bias do not.
+    gradients are not finite, or whose loss is a spike, commits as a no-op: number and data move,
+    weights and bias do not.
     """
-    progress, job = gang.progress, gang.job
-    rate = learning_rate(progress.step, job.optimizer, job.schedule)
-    progress.step += 1
-    if not result.is_finite:
-        gang.homes.stamps.fill_(progress.step)
+    homes, job, before = gang.homes, gang.job, gang.progress
+    homes.vault.vote(before.step + 1)
+    rate = learning_rate(before.step, job.optimizer, job.schedule)
+    gang.progress = before.advanced(
+        job, result.counts_LE, result.loss, is_finite=result.changes_weights
+    )
+    if not result.changes_weights:
+        restamp(homes.state, homes.units, gang.progress.step)
+        gang.progress.save(homes.vault)
+        gang.publish()  # if it was a flipped bit in compute weights, this heals it
         return rate
-    progress.updates += 1
-    update = Update(progress.step, progress.updates, rate)
-    homes = gang.homes
-    apply_update(homes, homes.units[: homes.num_primary], job.optimizer, update)
-    bias_LE = update_bias(
-        progress.bias_LE.cpu().numpy(), result.counts_LE, job.balance, progress.step - 1
-    )
-    progress.bias_LE = torch.from_numpy(bias_LE).to(progress.bias_LE)
-    progress.running_LE = (
-        RUNNING_DECAY * progress.running_LE + (1 - RUNNING_DECAY) * result.counts_LE
-    )
-    try:
-        gang.publish()
-    finally:  # past the vote the local update runs to its end, whatever becomes of the gang
-        apply_update(homes, homes.units[homes.num_primary :], job.optimizer, update)
+    update = Update(gang.progress.step, gang.progress.updates, rate)
+    bad = apply_update(homes.state, homes.primary, job.optimizer, update, alone=homes.alone)
+    gang.progress.save(homes.vault)
+    gang.publish()  # if this fails, the other homes stay prepared, and are rolled forward later
+    bad += apply_update(homes.state, homes.mirrors, job.optimizer, update)
+    if bad:
+        raise CorruptedError(
+            f"unit {bad[0]} ({len(bad)} in all) did not match the hash recorded after its last "
+            "update: memory of this machine was corrupted"
+        )
     return rate
 
 
 def compare_homes(gang: Gang) -> None:
-    """Check that all homes of every unit hold the same bits.
+    """Check that all homes of every unit recorded the same hash at the end of their last update.
+
+    A home that the majority contradicts is wrong; where there is no majority all are, because
+    nobody can tell. Wrong copies count as torn from here on.
 
     Raises:
-        HomesDifferError: they do not; names unit and members.
+        CorruptedError: a copy of this member is wrong.
     """
-    hashes = torch.zeros(len(gang.inventory.units), dtype=torch.int64)
-    hashes[[unit.index for unit in gang.homes.units]] = gang.homes.hashes()
-    hashes_MU = gang.groups.world.gather(hashes.to(gang.device)).cpu().numpy()
-    for unit, homes in enumerate(gang.seat.plan.homes):
-        if len({int(hashes_MU[member, unit]) for member in homes}) > 1:
-            raise HomesDifferError(
-                f"Unit {unit} differs between its homes, members {homes}, after step "
-                f"{gang.progress.step}. One of them has bad memory; check its machine."
-            )
+    mine = torch.zeros(len(gang.inventory.units), dtype=torch.int64)
+    indices = [unit.index for unit in gang.homes.units]
+    mine[indices] = torch.from_numpy(gang.homes.vault.hashes_U[indices])
+    hashes_MU = gang.groups.world.gather(mine.to(gang.device)).cpu().numpy()
+    wrong = []
+    for unit in indices:
+        votes = Counter(int(hashes_MU[home, unit]) for home in gang.seat.plan.homes[unit])
+        (winner, count), *_ = votes.most_common()
+        if 2 * count <= votes.total() or int(mine[unit]) != winner:
+            wrong.append(unit)
+    if wrong:
+        gang.homes.vault.stamps_U2[wrong, 0] = 0
+        raise CorruptedError(
+            f"unit {wrong[0]} ({len(wrong)} in all) differs between its homes, members "
+            f"{gang.seat.plan.homes[wrong[0]]}, after step {gang.progress.step}: a processor or "
+            "memory of one of their machines is bad"
+        )
 
 
 def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
@@ -141,7 +183,7 @@ def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
         "mtp_losses": list(result.mtp_losses),
         "aux_loss": result.aux_loss,
         "gradient_norm": result.gradient_norm,
-        "skipped": not result.is_finite,
+        "skipped": not result.changes_weights,
         "learning_rate": step.learning_rate,
         "tokens": tokens,
         "tokens_per_s": tokens / seconds,
@@ -154,10 +196,11 @@ def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:
     }
 
 
-def _squared_norm(flat: torch.Tensor) -> float:
+def _squared_norm(reduced: list[torch.Tensor]) -> float:
     """In pieces, summed in float64: one fp32 sum over millions of elements is too coarse."""
-    if not flat.numel():
+    pieces = [piece for flat in reduced for piece in flat.split(2**16)]
+    if not pieces:
         return 0.0
-    norms = torch._foreach_norm(list(flat.split(2**16)))
+    norms = torch._foreach_norm(pieces)
     squares: NDArray[np.float64] = torch.stack(norms).double().square().cpu().numpy()
     return float(squares.sum())

@@ -1,55 +1,70 @@
 """A worker process: obeys its agent, trains with its gang, ends when its agent is gone.
 
-Two threads: this one trains; the control thread reads commands, so that a generation can be
-broken while training is stuck in a collective.
+Three threads: this one trains; the mailbox reads commands, so that a generation can be broken
+while training is stuck in a collective; the third beats, to show that the interpreter runs.
 """
 
 import os
 import socket
 import threading
+import time
 import traceback
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any
+from typing import Final
 
 import torch
 
 from elasticmoe.checkpoint.read import Checkpoint, open_checkpoint_at
 from elasticmoe.checkpoint.store import open_store
 from elasticmoe.errors import ElasticMoEError, GangBrokenError
-from elasticmoe.messages.codec import by_name, from_line, to_line
 from elasticmoe.messages.worker import (
-    BreakGang,
     CheckpointFailed,
     CheckpointPart,
+    Copies,
     FormGang,
     GangEnded,
     GangFormed,
-    Instruct,
     StepDone,
-    WorkerCommand,
     WorkerFailed,
     WorkerParked,
     WorkerReady,
-    WorkerReport,
 )
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.model.self_test import check_gate_and_bias
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
-from elasticmoe.runtime.groups import Over, Rendezvous
+from elasticmoe.runtime.groups import Rendezvous
+from elasticmoe.runtime.mailbox import Current, Mailbox
+from elasticmoe.runtime.memory import State
+from elasticmoe.runtime.recall import Recall
 from elasticmoe.runtime.snapshots import SnapshotWriter, Written
-from elasticmoe.runtime.step import CommittedStep, compare_homes, step_metrics, train_step
+from elasticmoe.runtime.step import (
+    CommittedStep,
+    CorruptedError,
+    compare_homes,
+    step_metrics,
+    train_step,
+)
+from elasticmoe.runtime.workplace import Workplace, layout_of
 from elasticmoe.spec.job import JobSpec
+from elasticmoe.vault.pulse import Pulse
+from elasticmoe.vault.vault import Vault, read_copies
 
-_COMMANDS = by_name(WorkerCommand)
-_MEASURED_STEP = 3
+BEAT_S: Final = 0.01
+_MEASURED_STEP: Final = 3
 """After this many steps of a generation the yardstick of MFU is measured: not before the first
 step, which somebody waits for."""
 
 
-def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> None:
+def prepare(job: JobSpec) -> None:
+    """Do, in the process that workers are forked from, what each of them would do at its start."""
+    build_inventory(job.model, job.data.seq_len)
+    check_gate_and_bias(job.model.moe, job.balance, torch.device("cpu"))
+
+
+def run_worker(
+    sock: socket.socket, job: JobSpec, worker: int, log_dir: str, pulse: str = ""
+) -> None:
     """Serve one agent until it hangs up or training fails for good.
 
     Args:
@@ -57,12 +72,13 @@ def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> 
         job: what to train.
         worker: this worker's number.
         log_dir: where this process's output goes (its agent opened the file).
+        pulse: file of the page on which it shows what it does; empty: nobody watches.
     """
     torch.set_num_threads(job.workers.threads)
     mailbox = Mailbox(sock)
     mailbox.send(WorkerReady(worker, os.getpid()))
     try:
-        _serve(mailbox, job, worker)
+        Service(mailbox, job, worker, pulse).run()
     except Exception as error:
         traceback.print_exc()
         code = error.code if isinstance(error, ElasticMoEError) else type(error).__name__
@@ -80,154 +96,129 @@ def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> 
         os._exit(1)  # threads may hang in broken groups
 
 
-@dataclass(slots=True)
-class _Current:
-    """The generation this worker is in, or was told to join next."""
+def start_beating(path: str) -> Pulse:
+    """Show from now on that this process runs."""
+    fd = os.open(path, os.O_RDWR)
+    pulse = Pulse(fd)
+    os.close(fd)
 
-    generation: int
-    over: Over
-    breaker: Any
-    """`Groups.break_now` once the groups exist."""
+    def beat() -> None:
+        while True:
+            pulse.beat()
+            time.sleep(BEAT_S)
 
-
-class Mailbox:
-    """This worker's end of the line to its agent."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._sending = sock, threading.Lock()
-        self._forms: SimpleQueue[FormGang] = SimpleQueue()
-        self._instructions: dict[int, Instruct] = {}
-        self.current: _Current | None = None
-        self.newest = 0
-        """Newest command such that it and all before it have arrived."""
-        self.step = 0
-        threading.Thread(target=self._listen, daemon=True, name="control").start()
-
-    def send(self, report: WorkerReport) -> None:
-        """Report to the agent. Nobody trains for nobody: without one this process ends."""
-        try:
-            with self._sending:
-                self._sock.sendall(to_line(report))
-        except OSError:
-            os._exit(0)
-
-    def next_form(self) -> tuple[FormGang, _Current]:
-        """Wait for the order to join a generation."""
-        form = self._forms.get()
-        current = self.current
-        while current is None or current.generation != form.generation:
-            form = self._forms.get()  # a newer order has overtaken this one
-            current = self.current
-        return form, current
-
-    def take(self, upto: int, after: int) -> list[Instruct]:
-        """Commands numbered (after, upto], in order."""
-        return [self._instructions[number] for number in range(after + 1, upto + 1)]
-
-    def _listen(self) -> None:
-        with self._sock.makefile("rb") as lines:
-            for line in lines:
-                self._obey(from_line(_COMMANDS, line))
-        os._exit(0)  # the agent is gone
-
-    def _obey(self, command: FormGang | BreakGang | Instruct) -> None:
-        current = self.current
-        known = current.generation if current else 0
-        if command.generation < known:
-            return
-        if isinstance(command, FormGang):
-            if command.generation == known:
-                return  # repeated by a controller that took over
-            self._leave(f"generation {command.generation} follows")
-            self._instructions.clear()
-            self.newest = command.first_command - 1
-            self.current = _Current(command.generation, Over(), None)
-            self._forms.put(command)
-        elif isinstance(command, BreakGang):
-            self._leave("the controller ended this generation")
-        elif command.generation == known:
-            self._instructions[command.number] = command
-            while self.newest + 1 in self._instructions:
-                self.newest += 1
-
-    def _leave(self, reason: str) -> None:
-        if self.current is not None:
-            self.current.over.set(reason)
-            if self.current.breaker is not None:
-                self.current.breaker(reason)
+    threading.Thread(target=beat, daemon=True, name="pulse").start()
+    return pulse
 
 
-def _serve(mailbox: Mailbox, job: JobSpec, worker: int) -> None:
-    device = choose_device(job, worker)
-    check_gate_and_bias(job.model.moe, job.balance, device)
-    inventory = build_inventory(job.model, job.data.seq_len)
-    reader = SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
-    store = open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints")
-    writer = SnapshotWriter(store, lambda written: mailbox.send(_as_report(worker, written)))
-    while True:
-        form, current = mailbox.next_form()
-        try:
-            gang = _join(job, inventory, form, current, device, reader)
-            mailbox.step = gang.progress.step
-            formed = GangFormed(form.generation, worker, gang.progress.step + 1, gang.seconds)
-            mailbox.send(formed)
+class Service:
+    """One generation after the other, in the same memory."""
+
+    def __init__(self, mailbox: Mailbox, job: JobSpec, worker: int, pulse: str) -> None:
+        self._mailbox, self._job, self._worker = mailbox, job, worker
+        self._device = choose_device(job, worker)
+        check_gate_and_bias(job.model.moe, job.balance, self._device)
+        # Not before the accelerator is awake: that may lock the interpreter for seconds.
+        self._pulse = start_beating(pulse) if pulse else None
+        self._inventory: Inventory = build_inventory(job.model, job.data.seq_len)
+        self._reader = SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
+        store = open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints")
+        self._writer = SnapshotWriter(store, lambda done: mailbox.send(_as_report(worker, done)))
+        self._workplace: Workplace | None = None
+        self._vault_path = ""
+
+    def run(self) -> None:
+        """Join every generation that the agent names."""
+        while True:
+            form, current = self._mailbox.next_form()
             try:
-                _train(mailbox, gang, writer, form)
-            finally:
-                gang.groups.close()
-            writer.wait()
-            mailbox.send(GangEnded(form.generation, worker, gang.progress.step))
-        except GangBrokenError as error:
-            mailbox.send(WorkerParked(form.generation, worker, mailbox.step, str(error)))
+                self._take_part(form, current)
+            except (GangBrokenError, CorruptedError) as error:
+                reason, step = str(error), self._mailbox.step
+                parked = WorkerParked(form.generation, self._worker, step, reason, self._copies())
+                self._mailbox.send(parked)
 
+    def _take_part(self, form: FormGang, current: Current) -> None:
+        gang = self._join(form, current)
+        self._mailbox.step = gang.progress.step
+        formed = GangFormed(form.generation, self._worker, gang.progress.step + 1, gang.seconds)
+        self._mailbox.send(formed)
+        try:
+            self._train(gang, form)
+        finally:
+            gang.groups.close()
+        self._writer.wait()
+        self._mailbox.send(GangEnded(form.generation, self._worker, gang.progress.step))
 
-def _join(
-    job: JobSpec,
-    inventory: Inventory,
-    form: FormGang,
-    current: _Current,
-    device: torch.device,
-    reader: SampleReader,
-) -> Gang:
-    checkpoint: Checkpoint | None = None
-    if form.checkpoint is not None:
-        checkpoint = open_checkpoint_at(form.checkpoint)
-    rendezvous = Rendezvous(form.store_host, form.store_port, form.generation)
-    gang = form_gang(
-        job,
-        inventory,
-        Seat(Plan.from_json(form.plan), form.member, rendezvous),
-        over=current.over,
-        device=device,
-        checkpoint=checkpoint,
-        reader=reader,
-        on_groups=lambda groups: setattr(current, "breaker", groups.break_now),
-    )
-    return gang
+    def _join(self, form: FormGang, current: Current) -> Gang:
+        if self._pulse is not None:
+            self._pulse.restart_count()
+            self._pulse.enter("form", 0)
+        workplace = self._workplace
+        if workplace is None or form.vault not in ("", self._vault_path):
+            vault = self._open(form.vault) if form.vault else None
+            workplace = Workplace(self._job, self._inventory, self._device, vault, self._pulse)
+            self._workplace, self._vault_path = workplace, form.vault
+        start: Checkpoint | Recall | None = None
+        if form.memory is not None:
+            start = Recall(form.memory, tuple(self._adopt(path) for _, path in form.adopted))
+        elif form.checkpoint is not None:
+            start = open_checkpoint_at(form.checkpoint)
+        rendezvous = Rendezvous(form.store_host, form.store_port, form.generation)
+        return form_gang(
+            workplace,
+            Seat(Plan.from_json(form.plan), form.member, rendezvous),
+            over=current.over,
+            start=start,
+            reader=self._reader,
+            on_groups=lambda groups: setattr(current, "breaker", groups.break_now),
+        )
 
+    def _open(self, path: str) -> Vault:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            return Vault(fd, layout_of(self._job, self._inventory))
+        finally:
+            os.close(fd)
 
-def _train(mailbox: Mailbox, gang: Gang, writer: SnapshotWriter, form: FormGang) -> None:
-    """Take steps until the schedule ends or a stop takes effect."""
-    job, progress, settled = gang.job, gang.progress, form.first_command - 1
-    first_step = progress.step
-    while progress.step < job.schedule.steps:
-        gang.groups.over.check()
-        done = train_step(gang, mailbox.newest)
-        mailbox.step = progress.step
-        actions = {command.action for command in mailbox.take(done.result.command, settled)}
-        settled = max(settled, done.result.command)
-        if gang.is_first_member:
-            if progress.step == first_step + _MEASURED_STEP:
-                gang.measure()
-            mailbox.send(_step_report(gang, form.generation, done, settled))
-        last = "stop" in actions or progress.step == job.schedule.steps
-        if last or "checkpoint" in actions or progress.step % job.checkpoint.interval_steps == 0:
-            writer.take(gang)
-        interval = job.protection.hash_interval_steps
-        if interval and (last or progress.step % interval == 0):
-            compare_homes(gang)
-        if last:
-            return
+    def _adopt(self, path: str) -> State:
+        precision = self._job.model.precision
+        return State(self._inventory, self._open(path), precision, torch.device("cpu"))
+
+    def _copies(self) -> Copies | None:
+        if self._workplace is None:
+            return None
+        vault, pulse = self._workplace.state.vault, self._pulse
+        phase, collective = (pulse.phase, pulse.collective) if pulse else ("", 0)
+        return read_copies(vault, self._worker, is_alive=True, phase=phase, collective=collective)
+
+    def _train(self, gang: Gang, form: FormGang) -> None:
+        """Take steps until the schedule ends or a stop takes effect."""
+        job, settled = gang.job, form.first_command - 1
+        first_step = gang.progress.step
+        while gang.progress.step < job.schedule.steps:
+            gang.groups.over.check()
+            done = train_step(gang, self._mailbox.newest)
+            step = self._mailbox.step = gang.progress.step
+            newest = done.result.command
+            commands = self._mailbox.take(newest, settled)
+            actions = {command.action for command in commands}
+            settled = max(settled, newest)
+            if gang.is_first_member:
+                if step == first_step + _MEASURED_STEP:
+                    gang.measure()
+                self._mailbox.send(_step_report(gang, form.generation, done, settled))
+            last = "stop" in actions or step == job.schedule.steps
+            if last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0:
+                self._writer.take(gang)
+            for command in commands:
+                if command.plan is not None:
+                    gang.rehome(Plan.from_json(command.plan))
+            interval = job.protection.hash_interval_steps
+            if interval and (last or step % interval == 0):
+                compare_homes(gang)
+            if last:
+                return
 
 
 def _step_report(gang: Gang, generation: int, done: CommittedStep, settled: int) -> StepDone:

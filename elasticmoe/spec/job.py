@@ -160,6 +160,9 @@ class ProtectionSpec(Spec):
     """Homes per unit of training state."""
     hash_interval_steps: int = Field(default=50, ge=0)
     """How often the homes of every unit are compared; 0: never."""
+    max_loss_ratio: float | None = Field(default=None, gt=1)
+    """A step whose loss is more than this times the running loss commits as a no-op, like one
+    that is not finite; none: no bound."""
     max_restarts: int = Field(default=10, ge=0)
     """Recoveries without a committed step in between before the job is given up."""
     restart_backoff_s: float = Field(default=0.2, ge=0)

@@ -34,6 +34,11 @@ class Pulse:
         """Say that the interpreter runs."""
         self._words[_BEAT] = time.monotonic_ns()
 
+    def beat_s(self) -> float | None:
+        """Monotonic time of the newest beat, seconds; none before the first."""
+        beat = int(self._words[_BEAT])
+        return beat / 1e9 if beat else None
+
     def age_s(self) -> float | None:
         """Seconds since the last beat, on this machine's one monotonic clock; none before the
         first."""

@@ -9,6 +9,7 @@ Shapes: U = units, L = MoE layers, E = routed experts per layer.
 
 import mmap
 import os
+import weakref
 from ctypes import CDLL, c_int, c_int64, get_errno
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from elasticmoe.vault.layout import NUM_HEAD_WORDS, VaultLayout
 
 MAGIC: Final = 0x656C61737469636D  # "elasticm"
 _LAYOUT_WORDS: Final = slice(1, 7)
-_GENERATION, _PREPARED, _FINITE, _VOTED, _UNDO_UNIT = 8, 9, 10, 11, 12
+_GENERATION, _PREPARED, _FINITE, _VOTED, _UNDO_UNIT, _MORTAL, _LOSS = 8, 9, 10, 11, 12, 13, 14
 _SLOTS: Final = (16, 24)
 """First word of each progress slot: step + 1 (0: empty), updates, then six float64."""
 _NUM_EXTRAS: Final = 6
@@ -50,6 +51,7 @@ class Vault:
                 raise StorageError("the vault is empty")
             os.ftruncate(fd, layout.size)
         self._fd = os.dup(fd)
+        weakref.finalize(self, os.close, self._fd)
         self._map = mmap.mmap(self._fd, os.fstat(fd).st_size)
         self._head = np.frombuffer(self._map, np.int64, NUM_HEAD_WORDS)
         if self._head[0] == 0 and layout is not None:
@@ -80,6 +82,15 @@ class Vault:
         """The mapped memory, for views of other kinds."""
         return self._map
 
+    def dies_with_process(self) -> None:
+        """The units' state lies elsewhere, in memory of the process; only words are here."""
+        self._head[_MORTAL] = 1
+
+    @property
+    def is_mortal(self) -> bool:
+        """Whether the units' state is gone with the process that worked on it."""
+        return bool(self._head[_MORTAL])
+
     # -- the open step
 
     @property
@@ -102,15 +113,27 @@ class Vault:
         """Newest step whose vote was passed; 0: none."""
         return int(self._head[_VOTED])
 
-    def join(self, generation: int) -> None:
-        """A generation begins here: nothing is prepared, nobody has voted."""
+    def settle(self) -> None:
+        """What was open is applied or dropped: nothing is prepared, nobody has voted."""
         self._head[_PREPARED] = 0
         self._head[_VOTED] = 0
+
+    def join(self, generation: int) -> None:
+        """A generation begins here."""
+        self.settle()
         self._head[_GENERATION] = generation
 
-    def prepare(self, step: int, *, is_finite: bool, counts_LE: NDArray[np.int64]) -> None:
+    @property
+    def prepared_loss(self) -> float:
+        """Loss of the prepared step."""
+        return float(self._head.view(np.float64)[_LOSS])
+
+    def prepare(
+        self, step: int, *, is_finite: bool, loss: float, counts_LE: NDArray[np.int64]
+    ) -> None:
         """All gradients of the step are in place: say so, last of all."""
         self._head[_FINITE] = is_finite
+        self._head.view(np.float64)[_LOSS] = loss
         self.counts_LE[...] = counts_LE
         self._head[_PREPARED] = step
 
@@ -166,7 +189,11 @@ class Vault:
     def steps_U(self) -> NDArray[np.int64]:
         """The step that each unit is whole at; -1: not here, -2: torn."""
         before, after = self.stamps_U2[:, 0], self.stamps_U2[:, 1]
-        return np.where(before == after, after - 1, -2)
+        steps_U = np.where(before == after, after - 1, -2)
+        if self.prepared and not self.prepared_is_finite:  # only stamps move in such a step
+            cut_U = (before == self.prepared + 1) & (after == self.prepared)
+            steps_U[cut_U] = self.prepared - 1
+        return steps_U
 
     def forget(self, units: NDArray[np.int64]) -> None:
         """Drop units: they are not here any more."""
@@ -203,15 +230,20 @@ class Vault:
         return self.array(np.float64, shape, layout.progress(slot))
 
 
-def read_copies(vault: Vault, worker: int, phase: str = "", collective: int = 0) -> Copies:
+def read_copies(
+    vault: Vault, worker: int, *, is_alive: bool, phase: str = "", collective: int = 0
+) -> Copies:
     """List what a vault holds.
 
     Args:
         worker: whose it is.
+        is_alive: whether its process is; on an accelerator the state dies with it.
         phase: what the worker did last.
         collective: the collective that it entered last.
     """
     steps_U = vault.steps_U()
+    if vault.is_mortal and not is_alive:
+        steps_U[:] = -1
     if vault.undo_unit >= 0 and steps_U[vault.undo_unit] == -2:  # as good as whole
         steps_U[vault.undo_unit] = vault.stamps_U2[vault.undo_unit, 1] - 1
     whole = tuple(

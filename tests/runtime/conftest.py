@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from crews import Crew
 from gangs import Pool
 
 
@@ -12,3 +13,12 @@ def pool() -> Iterator[Pool]:
     made = Pool()
     yield made
     made.close()
+
+
+@pytest.fixture
+def crews() -> Iterator[list[Crew]]:
+    """Crews to end with the test."""
+    made: list[Crew] = []
+    yield made
+    for crew in made:
+        crew.close()

@@ -29,6 +29,7 @@ from elasticmoe.runtime.groups import Over, Rendezvous
 from elasticmoe.runtime.memory import COMPUTE_DTYPE, MASTER_DTYPE
 from elasticmoe.runtime.optimizer import learning_rate
 from elasticmoe.runtime.step import compare_homes, train_step
+from elasticmoe.runtime.workplace import Workplace
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.spec.load import parse_data
 
@@ -146,12 +147,10 @@ def run_member(case: Case, member: int, port: int, generation: int) -> tuple[Out
     job = case.job
     inventory = build_inventory(job.model, job.data.seq_len)
     gang = form_gang(
-        job,
-        inventory,
+        Workplace(job, inventory, _device(case, member)),
         Seat(case.plan, member, Rendezvous("127.0.0.1", port, generation)),
         over=Over(),
-        device=_device(case, member),
-        checkpoint=None if case.checkpoint is None else open_checkpoint_at(case.checkpoint),
+        start=None if case.checkpoint is None else open_checkpoint_at(case.checkpoint),
         reader=RandomSamples(job),
     )
     try:
@@ -181,11 +180,11 @@ def _run(case: Case, gang: Gang) -> tuple[Outcome, Any]:
         outcome.drops.append(float(result.sums_LX[:, 0].sum()))
     homes = gang.homes
     for unit in homes.units:
-        where = homes.slice_of(unit)
-        outcome.masters[unit.index] = homes.master[where].cpu().numpy().copy()
-        outcome.exp_avgs[unit.index] = homes.exp_avg[where].cpu().numpy().copy()
-        outcome.exp_avg_sqs[unit.index] = homes.exp_avg_sq[where].cpu().numpy().copy()
-        outcome.gradients[unit.index] = homes.prepared[where].cpu().numpy().copy()
+        kept = [tensor.cpu().numpy().copy() for tensor in homes.state.tensors_of(unit)]
+        outcome.masters[unit.index], outcome.exp_avgs[unit.index] = kept[:2]
+        outcome.exp_avg_sqs[unit.index] = kept[2]
+        gradients = homes.state.prepared[homes.state.slice_of(unit)]
+        outcome.gradients[unit.index] = gradients.cpu().numpy().copy()
     outcome.bias = gang.progress.bias_LE.cpu().numpy().copy()
     extra = case.after(gang) if case.after is not None else None
     gang.groups.world.barrier()

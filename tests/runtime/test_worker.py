@@ -1,20 +1,18 @@
 """A worker process as its agent sees it: lines in, lines out."""
 
-import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch.distributed as dist
+from forked import Worker
+from forked import form as form_plan
 from gangs import plan_for, tiny_job
 
-from elasticmoe.messages.codec import by_name, from_line, to_line
 from elasticmoe.messages.worker import (
     BreakGang,
     CheckpointPart,
@@ -26,71 +24,11 @@ from elasticmoe.messages.worker import (
     WorkerFailed,
     WorkerParked,
     WorkerReady,
-    WorkerReport,
 )
 from elasticmoe.runtime.pack import pack
-from elasticmoe.runtime.worker import run_worker
 from elasticmoe.spec.job import JobSpec
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(60)]
-
-_REPORTS = by_name(WorkerReport)
-_agents: list[socket.socket] = []
-_stores: list[dist.TCPStore] = []
-
-
-class Worker:
-    """A forked worker process and the agent's end of its socket."""
-
-    def __init__(self, job: JobSpec, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        self.number = number
-        self.pid = os.fork()
-        if self.pid == 0:
-            for held in (ours, *_agents):  # a child of the warm parent has none of them
-                if held.fileno() >= 0:
-                    os.close(held.fileno())
-            try:
-                run_worker(theirs, job, number, "logs")
-            finally:
-                os._exit(3)
-        theirs.close()
-        _agents.append(ours)
-        self._socket = ours
-        self._lines = ours.makefile("rb")
-
-    def tell(self, command: Any) -> None:
-        """Send a command."""
-        self._socket.sendall(to_line(command))
-
-    def reports(self) -> Iterator[Any]:
-        """What the worker says, until it hangs up."""
-        for line in self._lines:
-            yield from_line(_REPORTS, line)
-
-    def next(self, kind: type) -> Any:
-        """The next report of a kind; others are passed over."""
-        for report in self.reports():
-            if isinstance(report, kind):
-                return report
-        raise AssertionError(f"worker {self.number} hung up before a {kind.__name__}")
-
-    def hang_up(self) -> None:
-        """What the worker sees when its agent dies."""
-        self._lines.close()
-        self._socket.close()
-
-    def end(self) -> int:
-        """Exit code, or minus the signal."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.01)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        raise AssertionError("the worker did not end")
 
 
 @pytest.fixture
@@ -108,15 +46,7 @@ def job(tmp_path: Path) -> JobSpec:
 
 
 def form(job: JobSpec, workers: list[Worker], generation: int) -> None:
-    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    _stores.append(store)
-    plan = plan_for(job, len(workers)).to_json()
-    for member, worker in enumerate(workers):
-        worker.tell(
-            FormGang(
-                generation, member, json.loads(json.dumps(plan)), "127.0.0.1", store.port, None
-            )
-        )
+    form_plan(plan_for(job, len(workers)), workers, generation)
 
 
 @pytest.fixture
