@@ -3,7 +3,11 @@
 import heapq
 from dataclasses import replace
 
-from elasticmoe.controller.casualties import add_casualties, is_needed
+from elasticmoe.controller.casualties import (
+    add_casualties,
+    decide_fence_silent,
+    is_needed,
+)
 from elasticmoe.controller.decisions import Casualty, Fence, Gather, LookAgain, Stop
 from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.phases import Phase
@@ -22,6 +26,7 @@ from elasticmoe.controller.state import (
     stale,
     with_status,
 )
+from elasticmoe.controller.vaults import with_report, without_node
 from elasticmoe.controller.wording import listed, plural, workers_named
 from elasticmoe.messages.commands import KillWorkers, StartWorkers
 from elasticmoe.messages.events import NodeLost, NodeUp, WorkerDied
@@ -42,7 +47,7 @@ def node_lost(state: JobState, event: NodeLost) -> Outcome:
     """A node is gone with all its workers."""
     if event.node not in state.nodes:
         return stale(state)
-    lost = [worker for worker in state.workers.values() if worker.node == event.node]
+    lost = [state.workers[number] for number in state.workers.on_node(event.node)]
     casualties = [
         Casualty("node_lost", worker.number, event.node, event.evidence)
         for worker in lost
@@ -51,7 +56,7 @@ def node_lost(state: JobState, event: NodeLost) -> Outcome:
     state = replace(
         state, nodes={name: node for name, node in state.nodes.items() if name != event.node}
     )
-    state = counted(state, nodes_lost=1)
+    state = without_node(counted(state, nodes_lost=1), event.node)
     return _without(state, tuple(lost), tuple(casualties)), ()
 
 
@@ -60,6 +65,8 @@ def worker_died(state: JobState, event: WorkerDied) -> Outcome:
     worker = state.workers.get(event.worker)
     if worker is None:
         return stale(state)
+    if worker.status is not WorkerStatus.STARTING:
+        state = with_report(state, event.worker, event.node, event.copies)
     if worker.status is WorkerStatus.LEAVING:  # it has been answered, or will be, as what it said
         told = tuple(
             replace(casualty, log=casualty.log or event.log)
@@ -94,22 +101,29 @@ def worker_ready(state: JobState, report: WorkerReady) -> Outcome:
     if worker.status is not WorkerStatus.STARTING:
         return stale(state)
     ready = replace(worker, status=WorkerStatus.IDLE, pid=report.pid, since_s=state.now_s)
-    return replace(state, workers={**state.workers, report.worker: ready}), ()
+    return replace(state, workers=state.workers.with_workers((ready,))), ()
 
 
 def _without(
     state: JobState, lost: tuple[Worker, ...], casualties: tuple[Casualty, ...]
 ) -> JobState:
     """Forget workers; whose loss matters becomes a casualty to answer."""
-    gone = {worker.number for worker in lost}
+    gone = [worker.number for worker in lost]
     mattering = tuple(one for one in casualties if is_needed(state, one.worker))
     hires = sum(
-        worker.status is not WorkerStatus.LEAVING and worker.number not in state.members
+        worker.status is not WorkerStatus.LEAVING and worker.number not in state.positions
         for worker in lost
     )
+    failed_starts = dict(state.failed_starts)
+    for worker in lost:
+        if worker.status is WorkerStatus.STARTING:
+            failed_starts[worker.node] = failed_starts.get(worker.node, 0) + 1
     state = replace(
         state,
-        workers={number: worker for number, worker in state.workers.items() if number not in gone},
+        workers=state.workers.without(gone),
+        lost_members=(*state.lost_members, *(one for one in gone if one in state.positions)),
+        silent=state.silent.without(gone),
+        failed_starts=failed_starts,
     )
     state = add_casualties(counted(state, workers_lost=len(lost)), mattering)
     if hires and state.phase in (Phase.FORMING, Phase.TRAINING, Phase.DRAINING):
@@ -121,15 +135,18 @@ def _without(
 
 def free_places(state: JobState) -> dict[str, int]:
     """Workers that could be started, per node."""
-    places = {node.name: node.capacity for node in state.nodes.values()}
-    for worker in state.workers.values():
-        places[worker.node] -= 1
-    return {name: max(free, 0) for name, free in places.items()}
+    return {name: free_on(state, name) for name in state.nodes}
+
+
+def free_on(state: JobState, node: str) -> int:
+    """Workers that could be started on a node."""
+    known = state.nodes.get(node)
+    return max(known.capacity - len(state.workers.on_node(node)), 0) if known else 0
 
 
 def room(state: JobState) -> int:
     """Living workers and those that could be started."""
-    return len(having(state, *LIVING)) + sum(free_places(state).values())
+    return state.workers.count(*LIVING) + sum(free_places(state).values())
 
 
 def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
@@ -150,14 +167,17 @@ def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
 def decide_gather(state: JobState, reason: str) -> Gather:
     """Have as many workers as are wanted and fit."""
     target = min(state.spec.workers.replicas, room(state))
-    missing = target - len(having(state, *LIVING))
+    missing = target - state.workers.count(*LIVING)
     return Gather(state.now_s, target, plan_hires(state, missing), reason)
 
 
-def decide_waiting(state: JobState) -> Gather | Stop | LookAgain | None:
+def decide_waiting(state: JobState) -> Gather | Fence | Stop | LookAgain | None:
     """Begin once there is room for all, or room for enough has been stable for a while."""
     if state.stops:
         return decide_stop(state)
+    silent = decide_fence_silent(state)
+    if silent is not None:
+        return silent
     workers = state.spec.workers
     fitting = room(state)
     if fitting >= workers.replicas:
@@ -174,15 +194,18 @@ def decide_waiting(state: JobState) -> Gather | Stop | LookAgain | None:
 
 def decide_starting(state: JobState) -> Fence | LookAgain | None:
     """Give up on workers that do not become ready."""
-    starting = having(state, WorkerStatus.STARTING)
-    if not starting:
+    first = state.workers.first(WorkerStatus.STARTING)
+    if first is None:
         return None
-    until_s = {
-        worker.number: max(worker.since_s, state.since_s) + START_PATIENCE_S for worker in starting
-    }
-    late = tuple(number for number, end_s in until_s.items() if end_s <= state.now_s)
-    if not late:
-        return LookAgain(min(until_s.values()))
+    end_s = max(first.since_s, state.since_s) + START_PATIENCE_S  # lower numbers started earlier
+    if state.now_s < end_s:
+        return LookAgain(end_s)
+    begun_s = state.now_s - START_PATIENCE_S
+    late = tuple(
+        worker.number
+        for worker in having(state, WorkerStatus.STARTING)
+        if max(worker.since_s, state.since_s) <= begun_s or worker is first
+    )
     reason = f"{workers_named(late)} not ready {START_PATIENCE_S:g} s after the start"
     return Fence(state.now_s, late, reason)
 
@@ -195,7 +218,7 @@ def apply_gather(state: JobState, decision: Gather) -> Outcome:
     }
     state = replace(
         state,
-        workers={**state.workers, **hired},
+        workers=state.workers.with_workers(hired.values()),
         next_worker=max([state.next_worker, *(number + 1 for number in hired)]),
     )
     return state, starts(tuple(hired.values()))
@@ -205,17 +228,18 @@ def apply_fence(state: JobState, decision: Fence) -> Outcome:
     """Kill workers; in a phase that waits for them they are casualties too."""
     fenced = tuple(state.workers[number] for number in decision.workers if number in state.workers)
     answering = state.phase is Phase.GATHERING
-    if state.phase is not Phase.TRAINING:
+    if state.phase in (Phase.GATHERING, Phase.BREAKING):
         named = {one.worker for one in state.casualties if one.kind != "parked"}
-        text = "did not start in time" if answering else "did not leave its generation in time"
+        late = "did not start in time" if answering else "did not leave its generation in time"
+        text = decision.text or f"{late} and was killed"
         stuck = tuple(
-            Casualty("stuck", worker.number, worker.node, f"{text} and was killed")
+            Casualty("stuck", worker.number, worker.node, text)
             for worker in fenced
             if worker.number not in named
         )
         state = add_casualties(state, stuck)
     state = with_status(state, decision.workers, WorkerStatus.LEAVING)
-    return replace(state, fenced_s=decision.at_s), kills(fenced, decision.reason)
+    return state, kills(fenced, decision.reason)
 
 
 def starts(workers: tuple[Worker, ...]) -> tuple[StartWorkers, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from elasticmoe.controller.decisions import Casualty
+from elasticmoe.controller.decisions import Casualty, Fence
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.state import (
     NUM_FAILURES_KEPT,
@@ -14,6 +14,9 @@ from elasticmoe.controller.state import (
     stale,
     with_status,
 )
+from elasticmoe.controller.vaults import with_report
+from elasticmoe.controller.wording import listed, workers_named
+from elasticmoe.messages.events import WorkerSilent
 from elasticmoe.messages.worker import WorkerFailed, WorkerParked
 
 GANG_PHASES: Final = (Phase.FORMING, Phase.TRAINING, Phase.DRAINING)
@@ -24,7 +27,7 @@ def is_needed(state: JobState, worker: int) -> bool:
     """Whether losing a worker must be answered in this phase."""
     if state.phase in (Phase.GATHERING, Phase.BREAKING):
         return True
-    if state.phase not in GANG_PHASES or worker not in state.members:
+    if state.phase not in GANG_PHASES or worker not in state.positions:
         return False
     end = state.ended.get(worker)
     if end is None:
@@ -39,7 +42,11 @@ def add_casualties(state: JobState, casualties: tuple[Casualty, ...]) -> JobStat
     if not casualties:
         return state
     new = {casualty.worker for casualty in casualties}
-    kept = tuple(one for one in state.casualties if one.worker not in new or one.kind != "parked")
+    kept = tuple(
+        one
+        for one in state.casualties
+        if one.worker not in new or one.kind not in ("parked", "silent")
+    )
     return replace(state, casualties=kept + casualties)
 
 
@@ -48,6 +55,8 @@ def worker_parked(state: JobState, report: WorkerParked) -> Outcome:
     worker = state.workers.get(report.worker)
     if report.generation != state.generation or worker is None:
         return stale(state)
+    if report.copies is not None:
+        state = with_report(state, report.worker, worker.node, report.copies)
     if worker.status is not WorkerStatus.BUSY:
         return stale(state)
     needed = is_needed(state, report.worker)
@@ -71,13 +80,39 @@ def worker_failed(state: JobState, report: WorkerFailed, node: str) -> Outcome:
         kept = tuple(one for one in state.casualties if one.worker != report.worker)
         state = replace(state, casualties=(*kept, replace(casualty, log=died[0].log)))
         return _noted(state, report), ()
-    is_old = report.worker in state.members and report.generation < state.generation
+    is_old = report.worker in state.positions and report.generation < state.generation
     if is_old or worker.status is WorkerStatus.LEAVING:
         return stale(state)
     if is_needed(state, report.worker):
         state = add_casualties(state, (casualty,))
     state = _noted(state, report)
     return with_status(state, (report.worker,), WorkerStatus.LEAVING), ()
+
+
+def worker_silent(state: JobState, event: WorkerSilent) -> Outcome:
+    """A worker's heartbeat has stopped: it is killed at once, whatever else happens."""
+    worker = state.workers.get(event.worker)
+    if worker is None or worker.status is WorkerStatus.LEAVING or event.worker in state.silent:
+        return stale(state)
+    state = replace(state, silent=state.silent.with_item(event.worker, event.evidence))
+    if is_needed(state, event.worker):
+        sign = Casualty("silent", event.worker, event.node, event.evidence)
+        state = add_casualties(state, (sign,))
+    return state, ()
+
+
+def decide_fence_silent(state: JobState) -> Fence | None:
+    """Kill workers whose heartbeat stopped."""
+    silent = tuple(
+        number
+        for number in state.silent
+        if number in state.workers and state.workers[number].status is not WorkerStatus.LEAVING
+    )
+    if not silent:
+        return None
+    evidence = listed(sorted({state.silent[number] for number in silent}))
+    text = "fell silent and was killed"
+    return Fence(state.now_s, silent, f"{workers_named(silent)} fell silent ({evidence})", text)
 
 
 def repeated_failure(state: JobState) -> Casualty | None:

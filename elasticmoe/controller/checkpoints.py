@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.state import (
     Checkpoint,
     JobState,
@@ -19,15 +20,15 @@ def part(state: JobState, report: CheckpointPart) -> Outcome:
     """A member's file is durable; the last one of a step leads to the seal."""
     if report.generation != state.generation or report.step in state.unsaved_steps:
         return stale(state)
-    if report.worker not in state.members:
+    if report.worker not in state.positions:
         return ignored(state)
-    there = state.parts.get(report.step, {})
+    there = state.parts.get(report.step, NumberMap())
     done = any(
         seal.step == report.step and seal.generation == state.generation for seal in state.sealing
     ) or any(checkpoint.step == report.step for checkpoint in state.checkpoints)
     if report.worker in there or done:
         return stale(state)
-    there = {**there, report.worker: report}
+    there = there.with_item(report.worker, report)
     if len(there) < len(state.members):
         return replace(state, parts={**state.parts, report.step: there}), ()
     ordered = [there[worker] for worker in state.members]
@@ -55,7 +56,8 @@ def sealed(state: JobState, event: CheckpointSealed) -> Outcome:
     seal = _seal(state, event.step, event.generation)
     if seal is None:
         known = any(checkpoint.step == event.step for checkpoint in state.checkpoints)
-        return stale(state) if known else ignored(state)
+        is_old = 0 < event.generation < state.generation
+        return stale(state) if known or is_old else ignored(state)
     state = replace(state, sealing=tuple(one for one in state.sealing if one is not seal))
     if seal.generation != state.generation:
         return stale(state)

@@ -5,7 +5,7 @@ ask only the survivors whether they prepared is wrong (a model search breaks it 
 and one death).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from elasticmoe.messages.worker import Copies
@@ -25,7 +25,8 @@ class Settled:
 def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None:
     """Decide whether the open step is committed.
 
-    It is, if any copy is new, anybody passed the vote, or the journal says so; else it is dropped
+    It is, if any copy or anybody's progress is new, anybody passed the vote, or the journal says
+    so; else it is dropped
     if any whole copy is old and not prepared, because then nobody can have passed the vote; else
     every copy is prepared and it is committed.
 
@@ -37,11 +38,12 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
         None if no whole copy is left.
     """
     known = tuple(copies)
-    steps = [step for vault in known for step, _ in vault.whole]
+    steps = [step for vault in known for step, _ in vault.whole if step >= _oldest(vault)]
     if not steps:
         return None
-    newest = max([*steps, *(vault.voted for vault in known), committed_step])
-    if newest - 1 in steps or newest not in steps:
+    newest = max([*steps, *(max(vault.voted, vault.step) for vault in known), committed_step])
+    behind = any(vault.torn or 0 <= vault.step < newest for vault in known)
+    if behind or newest - 1 in steps or newest not in steps:
         return Settled(newest, True, f"step {newest} had begun to be applied")
     unprepared = [
         vault.worker
@@ -55,22 +57,43 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
     return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}")
 
 
+def suppliable(vault: Copies, step: int) -> Iterator[tuple[int, ...]]:
+    """Units that a vault can supply as they are after `step` committed steps: those that are whole
+    at it, or one step behind and prepared."""
+    for at, units in vault.whole:
+        if at == step or (at == step - 1 and vault.prepared == step):
+            yield units
+
+
 def find_sources(copies: Iterable[Copies], step: int) -> Mapping[int, tuple[int, ...]]:
     """Find whose vaults can supply each unit as it is after `step` committed steps.
 
     Returns:
-        Unit -> workers, ascending: those that have it whole at the step, or one step behind and
-        prepared.
+        Unit -> workers, ascending.
     """
     found: dict[int, list[int]] = {}
     for vault in sorted(copies, key=lambda vault: vault.worker):
-        for at, units in vault.whole:
-            if at == step or (at == step - 1 and vault.prepared == step):
-                for unit in units:
-                    found.setdefault(unit, []).append(vault.worker)
+        for units in suppliable(vault, step):
+            for unit in units:
+                found.setdefault(unit, []).append(vault.worker)
     return {unit: tuple(workers) for unit, workers in found.items()}
+
+
+def count_missing(copies: Iterable[Copies], step: int, num_units: int) -> tuple[int, int]:
+    """Count the units that no vault can supply; returns the first of them (-1: none) too."""
+    there = bytearray(num_units)
+    for vault in copies:
+        for units in suppliable(vault, step):
+            for unit in units:
+                there[unit] = 1
+    return there.find(0), there.count(0)
+
+
+def _oldest(vault: Copies) -> int:
+    """A unit that is further behind was left over: the vault is no home of it any more."""
+    return max(vault.prepared, vault.step) - 1
 
 
 def has_progress(vault: Copies, step: int) -> bool:
     """Whether a vault has bias, load and counters of a step, or can roll them forward."""
-    return vault.step == step or (vault.step == step - 1 and vault.prepared == step)
+    return vault.step == step or (0 <= vault.step == step - 1 and vault.prepared == step)

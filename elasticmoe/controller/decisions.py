@@ -7,12 +7,15 @@ recomputed: a newer version of the code cannot rewrite history. `Decision` lists
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from elasticmoe.messages.worker import FromMemory
+from elasticmoe.spec.job import Rung
+
 
 @dataclass(frozen=True, slots=True)
 class Casualty:
     """One sign that a generation is over, or one worker that was lost."""
 
-    kind: Literal["died", "failed", "node_lost", "parked", "stuck", "command"]
+    kind: Literal["died", "failed", "node_lost", "parked", "silent", "stuck", "stalled", "command"]
     worker: int
     """-1 where no worker is concerned."""
     node: str
@@ -55,6 +58,10 @@ class Form:
     """Where they are; none: from the seed."""
     first_command: int
     reason: str
+    memory: FromMemory | None = None
+    """Not none: start from what is in the workers' vaults; `checkpoint` is none."""
+    newcomers: tuple[int, ...] = ()
+    """Members that were not in the generation before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,21 @@ class TakeCheckpoint:
     generation: int
     number: int
     """Of the instruction."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """Give units that lack homes new ones while the gang trains on."""
+
+    at_s: float
+    generation: int
+    number: int
+    """Of the instruction; once it has taken effect `plan` is the generation's plan."""
+    plan: dict[str, Any]
+    """`Plan.to_json()` as it comes back from JSON text."""
+    units: int
+    """How many units get a home."""
     reason: str
 
 
@@ -115,14 +137,20 @@ class Fence:
     at_s: float
     workers: tuple[int, ...]
     reason: str
+    text: str = ""
+    """What is said of each of them as a cause: `did not leave its generation in time`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """Go on after a fault, by the first rung of the ladder that applies."""
+    """Go on after a fault, by the first rung of the ladder that applies.
+
+    From memory (every rung above *checkpoint*) `step` is final for the outage: it is not decided
+    again until the gang trains, unless a later fault leaves no copies of it.
+    """
 
     at_s: float
-    rung: Literal["checkpoint"]
+    rung: Rung
     step: int
     """Committed steps that are kept."""
     redo_steps: int
@@ -135,6 +163,12 @@ class Recover:
     """Back-off: nothing is started before."""
     evidence: tuple[Casualty, ...]
     reason: str
+    open_step: int = 0
+    """The step that was open and is dropped; 0: none was, or it is committed by this decision."""
+    settled: str = ""
+    """From memory: why `step` is the committed one."""
+    passed_over: tuple[str, ...] = ()
+    """Cheaper rungs, and why each does not apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +181,10 @@ class Wait:
     refused: tuple[str, ...]
     evidence: tuple[Casualty, ...]
     reason: str
+    from_memory: bool = False
+    """Whether `step` is in the vaults that are left; else it is the newest checkpoint's."""
+    open_step: int = 0
+    """As in `Recover`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +220,7 @@ Decision = (
     | Form
     | Train
     | TakeCheckpoint
+    | Protect
     | Drain
     | Regroup
     | Break

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from elasticmoe.controller.capacity import free_places
-from elasticmoe.controller.casualties import repeated_failure
+from elasticmoe.controller.casualties import decide_fence_silent, repeated_failure
 from elasticmoe.controller.decisions import (
     Break,
     Casualty,
     Fence,
+    Gather,
     GiveUp,
     LookAgain,
     Recover,
@@ -15,12 +16,16 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.ending import decide_stop
-from elasticmoe.controller.recovery import Damage, decide_recovery
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.protecting import no_longer_exposed
+from elasticmoe.controller.recovery import MOST_RETRIES, Damage, decide_recovery
+from elasticmoe.controller.replacing import dead_members, decide_early_start, find_replacements
 from elasticmoe.controller.state import (
     LIVING,
     PARK_PATIENCE_S,
     SEAL_PATIENCE_S,
     SETTLE_S,
+    STALLED_PATIENCE_S,
     FirstError,
     JobState,
     Outage,
@@ -29,8 +34,10 @@ from elasticmoe.controller.state import (
     counted,
     having,
 )
+from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
 from elasticmoe.controller.wording import described, workers_named
-from elasticmoe.messages.commands import BreakGeneration
+from elasticmoe.messages.commands import BreakGeneration, Command
+from elasticmoe.spec.job import Rung
 
 
 def decide_break(state: JobState, evidence: tuple[Casualty, ...]) -> Break:
@@ -38,36 +45,55 @@ def decide_break(state: JobState, evidence: tuple[Casualty, ...]) -> Break:
     return Break(state.now_s, state.generation, evidence, described(evidence))
 
 
-def decide_breaking(state: JobState) -> Fence | Recover | Wait | GiveUp | Stop | LookAgain:
+def decide_breaking(state: JobState) -> Fence | Gather | Recover | Wait | GiveUp | Stop | LookAgain:
     """Wait until every member is accounted for, kill who is stuck, then choose a rung."""
     if state.stops:
         return decide_stop(state, described(state.casualties))
-    pending = having(state, WorkerStatus.BUSY, WorkerStatus.LEAVING)
-    patience_s = (state.fenced_s if state.fenced_s is not None else state.since_s) + PARK_PATIENCE_S
-    if pending and state.now_s < patience_s:
-        return LookAgain(patience_s)
-    if pending and state.fenced_s is None:
-        stuck = tuple(worker.number for worker in pending)
-        reason = f"{workers_named(stuck)} did not park within {PARK_PATIENCE_S:g} s"
-        return Fence(state.now_s, stuck, reason)
+    at_once = decide_fence_silent(state) or decide_early_start(state) or _decide_waiting(state)
+    if at_once is not None:
+        return at_once
     cause_is_known = any(casualty.kind != "parked" for casualty in state.casualties)
     if not cause_is_known and state.now_s < state.since_s + SETTLE_S:
         return LookAgain(state.since_s + SETTLE_S)
+    suspect = _find_suspect(state)
+    if suspect is not None:
+        reason = f"{workers_named((suspect,))} looks worst after {MOST_RETRIES} retries"
+        return Fence(state.now_s, (suspect,), reason, "could not be trained with and was killed")
+    decision = decide_recovery(survey(state))
+    loses = isinstance(decision, GiveUp) or decision.redo_steps > 0
     sealing = any(seal.generation == state.generation for seal in state.sealing)
-    if sealing and state.now_s < state.since_s + SEAL_PATIENCE_S:
+    if loses and sealing and state.now_s < state.since_s + SEAL_PATIENCE_S:
         return LookAgain(state.since_s + SEAL_PATIENCE_S)
-    return decide_recovery(survey(state))
+    return decision
 
 
-def survey(state: JobState) -> Damage:
-    """Everything that a recovery is decided upon."""
+def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) -> Damage:
+    """Everything that a recovery is decided upon.
+
+    Args:
+        refused_rungs: those that turned out not to work, and why.
+    """
     protection, workers = state.spec.protection, state.spec.workers
     refused = _refused(state)
     usable = [checkpoint for checkpoint in state.checkpoints if checkpoint.uri not in refused]
+    kept = settled(state) if state.plan is not None else None
+    dead = dead_members(state)
+    nodes, left = _nodes_of_members(state, set(dead))
+    lacking = shortage(state, kept.step, nodes) if kept else ""
     return Damage(
         at_s=state.now_s,
         casualties=state.casualties,
-        survivors=len(having(state, *LIVING)),
+        members=len(state.members),
+        dead=dead,
+        irreplaceable=find_replacements(state).refusal if dead else "",
+        settled=kept,
+        in_step=state.outage is not None and state.outage.in_step,
+        shortage=lacking,
+        survivors_shortage=shortage(state, kept.step, left) if kept and left != nodes else lacking,
+        distrusted=_distrusted(state),
+        refused_rungs=refused_rungs,
+        retries=state.retries,
+        survivors=state.workers.count(*LIVING),
         free_places=sum(free_places(state).values()),
         wanted=workers.replicas,
         minimum=workers.min,
@@ -80,38 +106,132 @@ def survey(state: JobState) -> Damage:
         max_restarts=protection.max_restarts,
         backoff_s=protection.restart_backoff_s,
         first_error=state.first_error or _first_error(state.casualties),
+        skip_rungs=protection.skip_rungs,
     )
 
 
 def apply_break(state: JobState, decision: Break) -> Outcome:
     """Tell the survivors."""
+    trained = state.phase is not Phase.FORMING
+    outage = state.outage or Outage(
+        decision.at_s, members=len(state.members), in_step=trained and not state.ended
+    )
+    state = no_longer_exposed(counted(state, faults=1), decision.at_s)
     state = replace(
-        counted(state, faults=1),
+        with_ended(state, state.ended),
         casualties=decision.evidence,
-        fenced_s=None,
         drain=None,
-        outage=state.outage or Outage(decision.at_s),
+        outage=outage,
     )
     return state, (BreakGeneration(decision.generation, decision.reason),)
 
 
 def apply_recover(state: JobState, decision: Recover) -> Outcome:
     """Note what the recovery was for; the next phase gathers workers."""
-    state = _answered(state, decision)
-    state = replace(state, attempts=decision.attempt, retry_at_s=decision.retry_at_s)
-    return counted(state, recoveries=1), ()
+    from_memory = decision.rung != "checkpoint"
+    state, commands = _answered(state, decision, from_memory=from_memory)
+    is_retry = decision.rung == "retry"
+    stalled = any(casualty.kind == "stalled" for casualty in decision.evidence)
+    doublings = state.pace.doublings + (is_retry and stalled)
+    workers = state.spec.workers
+    state = replace(
+        state,
+        rung=decision.rung,
+        attempts=decision.attempt,
+        retries=state.retries + 1 if is_retry else 0,
+        retry_at_s=decision.retry_at_s,
+        pace=replace(state.pace, doublings=doublings),
+        grow_after_s=max(state.grow_after_s, decision.at_s + workers.settle_s),
+    )
+    return counted(state, recoveries=1, **{f"recoveries_{decision.rung}": 1}), commands
 
 
 def apply_wait(state: JobState, decision: Wait) -> Outcome:
     """Nothing to do until nodes come."""
-    return _answered(state, decision), ()
+    state, commands = _answered(state, decision, from_memory=decision.from_memory)
+    return replace(state, rung="failover" if decision.from_memory else "checkpoint"), commands
 
 
-def _answered(state: JobState, decision: Recover | Wait) -> JobState:
+def _decide_waiting(state: JobState) -> Fence | LookAgain | None:
+    """Wait for members that have not parked, then kill them and wait for their end."""
+    if state.workers.count(WorkerStatus.BUSY):
+        patience_s = _park_patience_s(state)
+        if state.now_s < state.since_s + patience_s:
+            return LookAgain(state.since_s + patience_s)
+        stuck = tuple(worker.number for worker in having(state, WorkerStatus.BUSY))
+        return Fence(
+            state.now_s, stuck, f"{workers_named(stuck)} did not park within {patience_s:.3g} s"
+        )
+    leaving = [
+        worker for worker in having(state, WorkerStatus.LEAVING) if worker.number in state.positions
+    ]
+    ended_s = max((max(one.since_s, state.since_s) for one in leaving), default=-PARK_PATIENCE_S)
+    if leaving and state.now_s < ended_s + PARK_PATIENCE_S:  # their deaths tell what they leave
+        return LookAgain(ended_s + PARK_PATIENCE_S)
+    return None
+
+
+def _park_patience_s(state: JobState) -> float:
+    if any(casualty.kind == "stalled" for casualty in state.casualties):
+        return STALLED_PATIENCE_S
+    if len(state.formed) < len(state.members):  # it loads state, or forms groups
+        return PARK_PATIENCE_S
+    return state.pace.patience_s(PARK_PATIENCE_S)
+
+
+def _find_suspect(state: JobState) -> int | None:
+    """Retries did not help: the member that is behind the others, else, of those whose
+    communication failed first, one on the node with the fewest members."""
+    skipped = "replace" in state.spec.protection.skip_rungs
+    if state.retries < MOST_RETRIES or state.plan is None or dead_members(state) or skipped:
+        return None
+    entered = {
+        number: vault.copies.collective
+        for number, vault in state.vaults.items()
+        if vault.copies is not None and number in state.positions
+    }
+    behind = [number for number in entered if entered[number] == min(entered.values())]
+    if len(behind) == 1 < len(entered):
+        return behind[0]
+    signs = [one.worker for one in state.casualties if one.worker in state.positions]
+    on_node = {number: len(state.workers.on_node(state.workers[number].node)) for number in signs}
+    return min(signs, key=lambda number: (on_node[number], -number), default=None)
+
+
+def _nodes_of_members(state: JobState, dead: set[int]) -> tuple[frozenset[str], frozenset[str]]:
+    """Nodes of all members that are still there, and nodes on which a worker is ready."""
+    members = state.plan.members if state.plan else ()
+    every = frozenset(member.node for member in members if member.node in state.nodes)
+    left = {member.node for member in members if member.worker not in dead}
+    ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
+    return every, frozenset(left | ready)
+
+
+def _answered(
+    state: JobState, decision: Recover | Wait, *, from_memory: bool
+) -> tuple[JobState, tuple[Command, ...]]:
     causes = (described(decision.evidence),) if decision.evidence else ()
     outage = state.outage or Outage(decision.at_s)
+    if outage.in_step:
+        kept = decision.step if from_memory and not decision.open_step else 0
+        outage = replace(outage, in_step=False, open_step=decision.open_step, kept_step=kept)
+        state = counted(state, open_steps_redone=int(decision.open_step > 0))
     first = _first_error(decision.evidence) if decision.evidence else None
-    return replace(
+    commands: tuple[Command, ...] = ()
+    if from_memory:
+        committed = max(state.committed_step, decision.step)
+        high = max(state.high_step, decision.step)
+        is_new = state.settled_step is None
+        state = replace(
+            state,
+            settled_step=decision.step,
+            settled_in=state.generation if is_new else state.settled_in,
+            committed_step=committed,
+            high_step=high,
+        )
+    else:
+        state, commands = given_up(replace(state, settled_step=None))
+    state = replace(
         state,
         outage=replace(outage, causes=outage.causes + causes),
         first_error=state.first_error or first,
@@ -119,9 +239,9 @@ def _answered(state: JobState, decision: Recover | Wait) -> JobState:
             checkpoint for checkpoint in state.checkpoints if checkpoint.uri not in decision.refused
         ),
         casualties=(),
-        fenced_s=None,
         episode=state.episode + 1,
     )
+    return state, commands
 
 
 def _refused(state: JobState) -> tuple[str, ...]:
@@ -129,6 +249,14 @@ def _refused(state: JobState) -> tuple[str, ...]:
     start = state.form.checkpoint if state.form else None
     bad = any(casualty.code == "bad_checkpoint" for casualty in state.casualties)
     return (start,) if bad and start is not None else ()
+
+
+def _distrusted(state: JobState) -> str:
+    """Why memory must not be gone on from: somebody did not find what should have been there."""
+    for casualty in state.casualties:
+        if casualty.code == "not_whole":
+            return casualty.text
+    return ""
 
 
 def _first_error(casualties: tuple[Casualty, ...]) -> FirstError:

@@ -6,9 +6,16 @@ Reads the records alone, never the state machine's state, so that it can contrad
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elasticmoe.controller.decisions import Decision, Finish, Form
+from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Wait
 from elasticmoe.controller.record import Progress, Record, turns
-from elasticmoe.messages.events import CheckpointSealed, JobSubmitted, TermBegan
+from elasticmoe.messages.events import (
+    CheckpointSealed,
+    JobSubmitted,
+    Reported,
+    TermBegan,
+    WorkerDied,
+)
+from elasticmoe.messages.worker import Copies, GangEnded, GangFormed, WorkerParked
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,8 @@ class History:
         self._generation = 0
         self._may_skip = False
         self._saved = {0, start_step}
+        self._in_memory = 0
+        self._first_step: dict[int, int] = {}
         self.stretches: list[Stretch] = []
         self.problems: list[str] = []
 
@@ -46,10 +55,41 @@ class History:
         """A checkpoint of this step exists."""
         self._saved.add(step)
 
+    def reported(self, copies: Copies) -> None:
+        """A vault was read: that far, at most, a step can have been committed."""
+        steps = [step for step, _ in copies.whole]
+        self._in_memory = max([self._in_memory, copies.prepared, copies.voted, *steps])
+
+    def ended(self, step: int) -> None:
+        """A member came to the end of its gang with all its state at a step."""
+        self._in_memory = max(self._in_memory, step)
+
+    def settle(self, step: int) -> None:
+        """It was decided which step is committed: all that were known, or what vaults prove."""
+        if step < self.last_step:
+            self._complain(f"step {self.last_step} was committed, {step} is said to be the last")
+        if step > self.last_step:
+            if step > self._in_memory and not self._may_skip:
+                self._complain(f"step {step} is said to be committed, and no vault was so far")
+            self._bridge_to(step + 1)
+
+    def joined(self, report: GangFormed) -> None:
+        """A member begins to train."""
+        first = self._first_step.get(report.generation)
+        if first is not None and report.step != first:
+            self._complain(f"worker {report.worker} begins with step {report.step}, not {first}")
+
     def form(self, decision: Form) -> None:
         """A generation starts from a step: what lies behind it is given up."""
-        self._generation = decision.generation
-        if decision.step not in self._saved:
+        self._generation, self._in_memory = decision.generation, 0
+        self._first_step[decision.generation] = decision.step + 1
+        if decision.memory is not None:
+            if not decision.step == decision.memory.step == self.last_step:
+                self._complain(
+                    f"starts from step {decision.step} with memory of step {decision.memory.step}, "
+                    f"and step {self.last_step} was committed"
+                )
+        elif decision.step not in self._saved:
             self._complain(f"starts from step {decision.step}, of which there is no checkpoint")
         if decision.step > self.last_step:
             self._skip_to(decision.step + 1)
@@ -102,10 +142,13 @@ class History:
         first = self.last_step + 1
         if not self._may_skip:
             self._complain(f"no record tells of steps {first} to {step - 1}")
-        if self.stretches:
-            first_sample = self.stretches[-1].end_sample
-            end_sample = first_sample + (step - first) * self._step_samples
-            self.stretches.append(Stretch(first, step - 1, first_sample, end_sample))
+        self._bridge_to(step)
+
+    def _bridge_to(self, step: int) -> None:
+        first, last = self.last_step + 1, self.stretches[-1] if self.stretches else None
+        first_sample = last.end_sample if last else (first - 1) * self._step_samples
+        end_sample = first_sample + (step - first) * self._step_samples
+        self.stretches.append(Stretch(first, step - 1, first_sample, end_sample))
 
     def _complain(self, problem: str) -> None:
         self.problems.append(f"generation {self._generation}: {problem}")
@@ -117,7 +160,9 @@ def check_history(records: Iterable[Record]) -> list[str]:
     Checked: steps follow each other without a gap, up to the last one if the job says it is done;
     every step used `batch.global_samples` samples and began where the one before had ended, also
     behind a rollback, so that no sample is used twice or left out; every generation started from
-    a step of which there was a checkpoint.
+    a step of which there was a checkpoint, or from memory at exactly the last committed step, and
+    every member began with the step behind it. The last committed step may be one of which no
+    report came, if a decision says that it is committed and a vault was that far.
 
     Returns:
         One sentence per problem; empty for a sound history.
@@ -144,6 +189,14 @@ def check_history(records: Iterable[Record]) -> list[str]:
                 history.saved(sealed.step)
             case Progress() as progress:
                 history.commit(progress)
+            case WorkerDied(copies=Copies() as copies):
+                history.reported(copies)
+            case Reported(report=WorkerParked(copies=Copies() as copies)):
+                history.reported(copies)
+            case Reported(report=GangEnded() as ended):
+                history.ended(ended.step)
+            case Reported(report=GangFormed() as formed):
+                history.joined(formed)
         for decision in turn.decisions:
             _decided(history, decision)
     return history.problems if history else ["the journal is empty"]
@@ -153,5 +206,9 @@ def _decided(history: History, decision: Decision) -> None:
     match decision:
         case Form():
             history.form(decision)
+        case Recover() if decision.rung != "checkpoint":
+            history.settle(decision.step)
+        case Wait() if decision.from_memory:
+            history.settle(decision.step)
         case Finish():
             history.finish()

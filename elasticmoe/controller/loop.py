@@ -3,11 +3,12 @@
 import asyncio
 from typing import Final
 
-from elasticmoe.controller.machine import advance, outstanding, replay
+from elasticmoe.controller.machine import advance, glance, outstanding, replay
 from elasticmoe.controller.protocols import Effects, Journal
 from elasticmoe.controller.record import Decided, Entry, Progress, Record, as_progress, fold
 from elasticmoe.controller.state import JobState
-from elasticmoe.messages.events import Event
+from elasticmoe.messages.commands import Command
+from elasticmoe.messages.events import Event, TimePassed
 
 PROGRESS_INTERVAL_S: Final = 2.0
 """Committed steps are folded into one record for this long: a crash of the controller loses count
@@ -28,7 +29,9 @@ class Controller:
         self._next_number = len(records)
         self._unwritten: Progress | None = None
         self._written_s = 0.0
-        self._inbox: asyncio.Queue[tuple[int, Event]] = asyncio.Queue(maxsize=INBOX_SIZE)
+        self._late: TimePassed | None = None
+        """A timer whose turn has not come."""
+        self._inbox: asyncio.Queue[tuple[int | None, Event]] = asyncio.Queue(maxsize=INBOX_SIZE)
 
     @property
     def state(self) -> JobState:
@@ -39,11 +42,16 @@ class Controller:
         """Accept an event. Once this returns it is durable, though not yet acted on.
 
         Progress is the exception: it is durable within `PROGRESS_INTERVAL_S`, or with the next
-        event of another kind, before that one.
+        event of another kind, before that one. So are timers: they are written when it is their
+        turn, if they matter.
         """
         async with self._posting:  # one lock for both, so that replay sees the order we acted in
+            number: int | None = None
             progress = as_progress(event)
-            number = self._fold(progress) if progress else self._write(event)
+            if progress is not None:
+                number = self._fold(progress)
+            elif not isinstance(event, TimePassed):
+                number = self._write(event)
             await self._inbox.put((number, event))
 
     async def run(self) -> None:
@@ -60,9 +68,31 @@ class Controller:
                 self._flush()
                 return
             number, event = await self._inbox.get()
-            self._state, commands = advance(self._state, event)
-            for decision in self._state.decided:
-                self._append(Decided(number, decision))
+            commands = ()
+            if isinstance(event, TimePassed):
+                self._late = event
+            else:
+                assert number is not None, "only timers are not written down at once"
+                commands = self._act(number, event)
+            if self._late is not None:
+                commands += self._look(self._late)
+
+    def _act(self, number: int, event: Event) -> tuple[Command, ...]:
+        self._state, commands = advance(self._state, event)
+        for decision in self._state.decided:
+            self._append(Decided(number, decision))
+        return commands
+
+    def _look(self, timer: TimePassed) -> tuple[Command, ...]:
+        """Take in a timer: behind all that was written before it, and only if it matters."""
+        nothing = glance(self._state, timer)
+        if nothing is None and not (self._inbox.empty() and not self._posting.locked()):
+            return ()  # an event is there or on its way; we look behind it
+        self._late = None
+        if nothing is not None:
+            self._state, commands = nothing
+            return commands
+        return self._act(self._write(timer), timer)
 
     def _write(self, event: Event) -> int:
         self._flush()

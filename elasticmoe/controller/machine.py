@@ -17,6 +17,8 @@ from elasticmoe.controller import (
     ending,
     faults,
     forming,
+    gathering,
+    protecting,
     training,
 )
 from elasticmoe.controller.decisions import (
@@ -30,6 +32,7 @@ from elasticmoe.controller.decisions import (
     Gather,
     GiveUp,
     LookAgain,
+    Protect,
     Recover,
     Regroup,
     Stop,
@@ -65,6 +68,7 @@ from elasticmoe.messages.events import (
     TermBegan,
     TimePassed,
     WorkerDied,
+    WorkerSilent,
 )
 from elasticmoe.messages.worker import (
     CheckpointFailed,
@@ -84,7 +88,7 @@ MAX_DECISIONS: Final = 32
 
 DECIDE: Final[Mapping[Phase, Callable[[JobState], Decision | LookAgain | None]]] = {
     Phase.WAITING: capacity.decide_waiting,
-    Phase.GATHERING: forming.decide_gathering,
+    Phase.GATHERING: gathering.decide_gathering,
     Phase.FORMING: forming.decide_forming,
     Phase.TRAINING: training.decide_training,
     Phase.DRAINING: training.decide_draining,
@@ -96,6 +100,7 @@ APPLY: Final[Mapping[type, Callable[[JobState, Any], Outcome]]] = {
     Form: forming.apply_form,
     Train: forming.apply_train,
     TakeCheckpoint: training.apply_take_checkpoint,
+    Protect: protecting.apply_protect,
     Drain: training.apply_drain,
     Regroup: training.apply_regroup,
     Break: faults.apply_break,
@@ -123,7 +128,7 @@ def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...
     steps_done = as_progress(event)
     state, commands = _absorb(state, steps_done or event)
     if steps_done is not None:  # progress is folded in the journal: nothing is decided upon it
-        return state, commands
+        return _timed(state, commands, training.look_for_stall(state))
     for _ in range(MAX_DECISIONS):
         decision = decide(state)
         if not isinstance(decision, Decision):
@@ -131,6 +136,21 @@ def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...
         state, more = apply(state, decision)
         commands += more
     raise AssertionError(f"decisions go in a circle: {state.decided}")
+
+
+def glance(state: JobState, timer: TimePassed) -> tuple[JobState, tuple[Command, ...]] | None:
+    """See whether a timer came to nothing, as most do that watch over the pace of steps.
+
+    Returns:
+        None if it matters: it must be written down and taken in with `advance`. Else the state,
+        in which nothing has changed but the timer that runs, and the next timer.
+    """
+    looked, _ = _absorb(state, timer)
+    look = decide(looked)
+    if isinstance(look, Decision) or looked.pace != state.pace:
+        return None
+    kept, commands = _timed(looked, (), look)
+    return replace(state, wake_at_s=kept.wake_at_s), commands
 
 
 def decide(state: JobState) -> Decision | LookAgain | None:
@@ -164,6 +184,8 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
     commands: list[Command] = [*capacity.starts(having(state, WorkerStatus.STARTING))]
     commands += capacity.kills(having(state, WorkerStatus.LEAVING), "it was to end")
     commands += checkpoints.repeated_commands(state)
+    commands += state.forgotten
+    commands += protecting.protect_commands(state)
     if state.phase is Phase.FORMING and state.form is not None:
         commands.append(forming.form_command(state.form))
     if state.phase is Phase.BREAKING:
@@ -193,13 +215,17 @@ def _absorb_known(state: JobState, entry: Entry) -> Outcome:
         case Reported():
             return _reported(state, entry)
         case TermBegan():
-            return replace(state, term=entry.term, since_s=state.now_s, wake_at_s=None), ()
+            pace = state.pace.resumed(state.now_s)
+            since_s = state.now_s
+            return replace(state, term=entry.term, since_s=since_s, wake_at_s=None, pace=pace), ()
         case NodeUp():
             return capacity.node_up(state, entry)
         case NodeLost():
             return capacity.node_lost(state, entry)
         case WorkerDied():
             return capacity.worker_died(state, entry)
+        case WorkerSilent():
+            return casualties.worker_silent(state, entry)
         case CheckpointSealed():
             return checkpoints.sealed(state, entry)
         case CheckpointLost():
@@ -211,7 +237,7 @@ def _absorb_known(state: JobState, entry: Entry) -> Outcome:
         case StopAsked():
             return ending.stop_asked(state, entry)
         case TimePassed():
-            return state, ()
+            return training.time_passed(state)
     return ignored(state)
 
 

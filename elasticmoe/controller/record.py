@@ -7,10 +7,14 @@ Steps are not recorded one by one but as `Progress`, folded over a few seconds.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from elasticmoe.controller.decisions import Decision
 from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
+
+MAX_FOLDED: Final = 50
+"""Steps in one record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,9 @@ class Progress:
     loss: float
     """Of the last step."""
     instructed: int
-    """Newest command that took effect."""
+    """Newest command that took effect; at the first of the steps, if it is new."""
+    arrivals: tuple[float, ...] = ()
+    """When each of the steps was reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,21 @@ class Turn:
     decisions: tuple[Decision, ...]
 
 
+def as_plain(value: Any) -> Any:
+    """Plain data as JSON gives it back: tuples are lists.
+
+    >>> as_plain({"homes": ((0, 1), (2,))})
+    {'homes': [[0, 1], [2]]}
+    """
+    if isinstance(value, (tuple, list)):
+        if value and isinstance(value[0], (tuple, list, dict)):
+            return [as_plain(item) for item in value]
+        return list(value)
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    return value
+
+
 def as_progress(event: Event) -> Progress | None:
     """A committed step as progress; none for every other event."""
     if not (isinstance(event, Reported) and isinstance(event.report, StepDone)):
@@ -79,15 +100,19 @@ def as_progress(event: Event) -> Progress | None:
         seconds=done.seconds,
         loss=done.loss,
         instructed=done.instructed,
+        arrivals=(event.at_s,),
     )
 
 
 def fold(earlier: Progress, later: Progress) -> Progress | None:
-    """Two pieces of progress as one; none where they do not follow each other."""
+    """Two pieces of progress as one; none where they do not follow each other, or where a command
+    took effect in between."""
     follows = (
         earlier.generation == later.generation
         and earlier.last_step + 1 == later.first_step
         and earlier.end_sample == later.first_sample
+        and earlier.instructed == later.instructed
+        and len(earlier.arrivals) + len(later.arrivals) <= MAX_FOLDED
     )
     if not follows:
         return None
@@ -96,7 +121,7 @@ def fold(earlier: Progress, later: Progress) -> Progress | None:
         first_step=earlier.first_step,
         first_sample=earlier.first_sample,
         seconds=earlier.seconds + later.seconds,
-        instructed=max(earlier.instructed, later.instructed),
+        arrivals=earlier.arrivals + later.arrivals,
     )
 
 

@@ -1,13 +1,19 @@
-"""The ladder: how to go on after a fault. Every recovery of every job starts here.
+"""The ladder: how to go on after a fault. Every recovery of every job starts here."""
 
-Today's rungs are *checkpoint* and *wait*; cheaper ones slot in above *checkpoint*.
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
+from elasticmoe.controller.copies import Settled
 from elasticmoe.controller.decisions import Casualty, GiveUp, Recover, Wait
 from elasticmoe.controller.state import MAX_BACKOFF_S, Checkpoint, FirstError
-from elasticmoe.controller.wording import described, plural
+from elasticmoe.controller.wording import described, plural, workers_named
+from elasticmoe.spec.job import Rung
+
+MOST_RETRIES: Final = 2
+"""In a row without a new step; then whoever looks worst is replaced."""
+TRIES_FROM_CHECKPOINT: Final = 3
+"""The last tries before the job is given up: what is in memory may be the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +22,26 @@ class Damage:
 
     at_s: float
     casualties: tuple[Casualty, ...]
+    members: int
+    """Of the generation that is over; 0: there was none."""
+    dead: tuple[int, ...]
+    """Those of them that will not be in the next one."""
+    irreplaceable: str
+    """Why the dead cannot be replaced on their nodes; empty: they can."""
+    settled: Settled | None
+    """The step that memory can go on from; none: no copy is left."""
+    in_step: bool
+    """Whether the gang was in the middle of a step, and it has not been decided upon yet."""
+    shortage: str
+    """What is missing in the memory of the members' nodes; empty: nothing."""
+    survivors_shortage: str
+    """The same for the nodes on which a member is left."""
+    distrusted: str
+    """Why what is in memory must not be used; empty: it may."""
+    refused_rungs: tuple[tuple[Rung, str], ...]
+    """Rungs that turned out not to work, and why."""
+    retries: int
+    """How many of the last recoveries in a row were of the rung retry."""
     survivors: int
     """Living workers that can join the next generation."""
     free_places: int
@@ -36,51 +62,32 @@ class Damage:
     max_restarts: int
     backoff_s: float
     first_error: FirstError
+    skip_rungs: tuple[Rung, ...] = ()
 
 
 def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     """Choose the first rung that applies.
 
     A cause that follows the work is not cured by trying again, so it ends the job; so does a
-    series of recoveries without progress. All else goes on from the newest checkpoint, with
-    replacements where there is room, on fewer workers where not: nobody waits for a spare.
+    series of recoveries without progress. All else goes on with the least loss that is possible:
+    from memory where every unit has a copy, else from the newest checkpoint; with replacements
+    where there is room, on fewer workers where not: nobody waits for a spare.
     """
-    what = described(damage.casualties)
     if damage.repeated is not None:
         return _give_up_repeated(damage, damage.repeated)
     if damage.attempts >= damage.max_restarts:
-        return _give_up_looping(damage, what)
-    if damage.newest is None and damage.ever_saved:
-        reason = f"{what}; no checkpoint is left that verifies"
-        return GiveUp(damage.at_s, "bad_checkpoint", damage.first_error.log, reason)
-    step = damage.newest.step if damage.newest else 0
-    redo = max(damage.committed_step - step, 0)
-    workers = min(damage.survivors + damage.free_places, damage.wanted)
-    if workers < damage.minimum:
-        reason = (
-            f"{what}; {plural(workers, 'worker')} can run and workers.min is {damage.minimum}: "
-            f"waiting for nodes, to go on from {origin(damage.newest)} ({plural(redo, 'step')} "
-            "to redo)"
-        )
-        return Wait(damage.at_s, step, redo, damage.refused, damage.casualties, reason)
-    delay_s = backoff_s(damage.attempts, damage.backoff_s)
-    attempt = damage.attempts + 1
-    again = f"; try {attempt} of {damage.max_restarts} in {delay_s:.1f} s" if delay_s else ""
-    reason = (
-        f"{what}; all go back to {origin(damage.newest)} ({plural(redo, 'step')} to redo) "
-        f"with {plural(workers, 'worker')}{again}"
-    )
-    return Recover(
-        at_s=damage.at_s,
-        rung="checkpoint",
-        step=step,
-        redo_steps=redo,
-        refused=damage.refused,
-        attempt=attempt,
-        retry_at_s=damage.at_s + delay_s,
-        evidence=damage.casualties,
-        reason=reason,
-    )
+        return _give_up_looping(damage)
+    passed_over: list[str] = []
+    for rung, refuse in LADDER:
+        refusal = _left_out(damage, rung) or refuse(damage)
+        if not refusal:
+            if _too_few(damage) and rung in ("failover", "checkpoint"):
+                return _wait(damage, from_memory=rung == "failover")
+            return _recover(damage, rung, tuple(passed_over))
+        passed_over.append(f"{rung}: {refusal}")
+    code = "bad_checkpoint" if damage.newest is None and damage.ever_saved else "no_rung_left"
+    reason = f"{_what(damage)}; no way to go on: {'; '.join(passed_over)}"
+    return GiveUp(damage.at_s, code, damage.first_error.log, reason)
 
 
 def backoff_s(attempts: int, base_s: float) -> float:
@@ -103,6 +110,151 @@ def origin(checkpoint: Checkpoint | None) -> str:
     return f"the checkpoint of step {checkpoint.step}" if checkpoint else "the beginning"
 
 
+def _refuse_memory(damage: Damage) -> str:
+    if not damage.members or damage.settled is None:
+        return "nothing is in memory"
+    if damage.distrusted:
+        return damage.distrusted
+    spared = max(damage.max_restarts - TRIES_FROM_CHECKPOINT, TRIES_FROM_CHECKPOINT)
+    if damage.attempts >= spared:
+        return f"{damage.attempts} recoveries without a new step"
+    return ""
+
+
+def _refuse_retry(damage: Damage) -> str:
+    if damage.dead:
+        return f"{workers_named(damage.dead)} {'is' if len(damage.dead) == 1 else 'are'} gone"
+    if damage.retries >= MOST_RETRIES:
+        return f"tried {damage.retries} times without a new step"
+    return _refuse_memory(damage) or damage.shortage
+
+
+def _refuse_replace(damage: Damage) -> str:
+    if not damage.dead:
+        return "nobody is gone"
+    return _refuse_memory(damage) or damage.irreplaceable or damage.shortage
+
+
+def _refuse_failover(damage: Damage) -> str:
+    return _refuse_memory(damage) or damage.survivors_shortage
+
+
+def _refuse_checkpoint(damage: Damage) -> str:
+    if damage.newest is None and damage.ever_saved:
+        return "no checkpoint is left that verifies"
+    return ""
+
+
+LADDER: Final[tuple[tuple[Rung, Callable[[Damage], str]], ...]] = (
+    ("retry", _refuse_retry),
+    ("replace", _refuse_replace),
+    ("failover", _refuse_failover),
+    ("checkpoint", _refuse_checkpoint),
+)
+"""Rungs in the order in which they are tried, each with what speaks against it."""
+
+
+def _left_out(damage: Damage, rung: Rung) -> str:
+    if rung in damage.skip_rungs:
+        return "left out by protection.skip_rungs"
+    return dict(damage.refused_rungs).get(rung, "")
+
+
+def _too_few(damage: Damage) -> bool:
+    return _workers(damage) < damage.minimum
+
+
+def _workers(damage: Damage) -> int:
+    return min(damage.survivors + damage.free_places, damage.wanted)
+
+
+def _recover(damage: Damage, rung: Rung, passed_over: tuple[str, ...]) -> Recover:
+    delay_s = backoff_s(damage.attempts, damage.backoff_s)
+    attempt = damage.attempts + 1
+    again = f"; try {attempt} of {damage.max_restarts} in {delay_s:.1f} s" if delay_s else ""
+    from_memory = rung != "checkpoint"
+    step, redo = _kept(damage, from_memory=from_memory)
+    settled = damage.settled if from_memory else None
+    return Recover(
+        at_s=damage.at_s,
+        rung=rung,
+        step=step,
+        redo_steps=redo,
+        refused=damage.refused,
+        attempt=attempt,
+        retry_at_s=damage.at_s + delay_s,
+        evidence=damage.casualties,
+        reason=f"{_what(damage)}; {_cure(damage, rung)}{again}",
+        open_step=_open_step(damage, from_memory=from_memory),
+        settled=settled.reason if settled else "",
+        passed_over=passed_over,
+    )
+
+
+def _cure(damage: Damage, rung: Rung) -> str:
+    step, redo = _kept(damage, from_memory=rung != "checkpoint")
+    there = f"from memory at step {step}"
+    if rung == "retry":
+        return f"the same {plural(damage.members, 'worker')} go on {there}"
+    if rung == "replace":
+        named = workers_named(damage.dead)
+        return f"{named} replaced in place, {plural(damage.members, 'worker')} go on {there}"
+    if rung == "failover":
+        return f"the workers that are left go on {there}"
+    return (
+        f"all go back to {origin(damage.newest)} ({plural(redo, 'step')} to redo) "
+        f"with {plural(_workers(damage), 'worker')}"
+    )
+
+
+def _kept(damage: Damage, *, from_memory: bool) -> tuple[int, int]:
+    """Committed steps that are kept, and how many are given up."""
+    if from_memory:
+        assert damage.settled is not None, "memory was refused"
+        return damage.settled.step, 0
+    step = damage.newest.step if damage.newest else 0
+    return step, max(damage.committed_step - step, 0)
+
+
+def _open_step(damage: Damage, *, from_memory: bool) -> int:
+    if not damage.in_step:
+        return 0
+    if not from_memory:
+        return damage.committed_step + 1
+    assert damage.settled is not None, "memory was refused"
+    return 0 if damage.settled.commits_open_step else damage.settled.step + 1
+
+
+def _wait(damage: Damage, *, from_memory: bool) -> Wait:
+    step, redo = _kept(damage, from_memory=from_memory)
+    workers = _workers(damage)
+    where = (
+        f"memory at step {step}"
+        if from_memory
+        else f"{origin(damage.newest)} ({plural(redo, 'step')} to redo)"
+    )
+    reason = (
+        f"{_what(damage)}; {plural(workers, 'worker')} can run and workers.min is "
+        f"{damage.minimum}: waiting for nodes, to go on from {where}"
+    )
+    return Wait(
+        at_s=damage.at_s,
+        step=step,
+        redo_steps=redo,
+        refused=damage.refused,
+        evidence=damage.casualties,
+        reason=reason,
+        from_memory=from_memory,
+        open_step=_open_step(damage, from_memory=from_memory),
+    )
+
+
+def _what(damage: Damage) -> str:
+    if damage.casualties:
+        return described(damage.casualties)
+    return "; ".join(why for _, why in damage.refused_rungs) or "fewer workers are left"
+
+
 def _give_up_repeated(damage: Damage, failure: Casualty) -> GiveUp:
     reason = (
         f"the same failure twice at step {failure.step} ({failure.code}): {failure.text}. "
@@ -111,8 +263,8 @@ def _give_up_repeated(damage: Damage, failure: Casualty) -> GiveUp:
     return GiveUp(damage.at_s, failure.code or "same_failure_twice", failure.log, reason)
 
 
-def _give_up_looping(damage: Damage, what: str) -> GiveUp:
-    first = damage.first_error
+def _give_up_looping(damage: Damage) -> GiveUp:
+    first, what = damage.first_error, _what(damage)
     last = "" if first.text == what else f"; the last one was: {what}"
     reason = (
         f"{plural(damage.attempts, 'restart')} in a row without a new step "

@@ -2,28 +2,40 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Final
 
-from elasticmoe.controller.decisions import Casualty, Decision, Drain, Form
+from elasticmoe.controller.decisions import Casualty, Decision, Drain, Form, Protect
+from elasticmoe.controller.number_map import NumberMap
+from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import FINAL_PHASES, Phase
-from elasticmoe.messages.commands import Command, SealCheckpoint
-from elasticmoe.messages.worker import CheckpointPart
-from elasticmoe.plan.types import Inventory
-from elasticmoe.spec.job import JobSpec
+from elasticmoe.controller.roster import LIVING as LIVING
+from elasticmoe.controller.roster import Roster as Roster
+from elasticmoe.controller.roster import Worker as Worker
+from elasticmoe.controller.roster import WorkerStatus as WorkerStatus
+from elasticmoe.messages.commands import Command, ForgetVaults, SealCheckpoint
+from elasticmoe.messages.worker import CheckpointPart, Copies
+from elasticmoe.plan.types import Inventory, Plan
+from elasticmoe.spec.job import JobSpec, Rung
 
 SETTLE_S: Final = 0.05
 """Parked with nobody dead: the death usually follows within 30 ms (the kernel closes a process's
 sockets before its end is seen)."""
 PARK_PATIENCE_S: Final = 5.0
-"""A worker that has not parked by then is stuck and killed from outside. Breaking sockets takes
-2 to 22 ms; a long forward pass on a busy machine takes seconds."""
+"""A worker that has not parked by then is stuck and killed from outside; as long as no step was
+measured, and while a generation forms. Else `Pace.patience_s`."""
+STALLED_PATIENCE_S: Final = 0.1
+"""The same after a stall: by then everyone healthy waits in a collective, and breaking that takes
+2 to 22 ms."""
 SEAL_PATIENCE_S: Final = 5.0
 """A rollback waits that long for a checkpoint whose parts are all durable."""
 START_PATIENCE_S: Final = 120.0
 """From the order to start a worker to its readiness; a cold import on a busy disk takes long."""
 FORM_PATIENCE_S: Final = 600.0
 """From the order to form a generation to all members' agreement; loading a checkpoint included."""
+RECALL_PATIENCE_S: Final = 60.0
+"""The same from memory: nothing is read from disk."""
+UNMEASURED_BOUND_S: Final = 600.0
+"""From one step to the next as long as nothing comparable was measured; else `Pace.bound_s`."""
 DRAIN_PATIENCE_S: Final = 600.0
 """From the order to end the gang to the seal of its last checkpoint."""
 MAX_BACKOFF_S: Final = 60.0
@@ -53,32 +65,15 @@ class Node:
     memory_bytes: int
 
 
-class WorkerStatus(Enum):
-    """What a living worker is doing."""
-
-    STARTING = "starting"
-    IDLE = "idle"
-    """Ready for a generation: fresh, parked, or at the end of its gang."""
-    BUSY = "busy"
-    """In the current generation."""
-    LEAVING = "leaving"
-    """Failed, or about to be killed; keeps its place until its death is reported."""
-
-
-LIVING: Final = (WorkerStatus.STARTING, WorkerStatus.IDLE, WorkerStatus.BUSY)
-"""Workers that the next generation can count on."""
-
-
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """One worker process that is not known to be dead."""
+class KnownVault:
+    """The memory of a worker, as it was reported last; it outlives the worker's process."""
 
-    number: int
     node: str
-    status: WorkerStatus
-    since_s: float
-    """Start of this status."""
-    pid: int = 0
+    copies: Copies | None
+    """None: it was never used."""
+    heir: int = -1
+    """The worker that was told to take it over, and has not reported yet that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +108,15 @@ class Outage:
     since_s: float
     causes: tuple[str, ...] = ()
     redo_steps: int = 0
+    """Committed steps that are given up and redone."""
+    members: int = 0
+    """Of the gang that trained before."""
+    in_step: bool = False
+    """Whether it was in the middle of a step, and that has not been decided upon yet."""
+    open_step: int = 0
+    """The step that was open and is redone."""
+    kept_step: int = 0
+    """The step that was open and is committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,18 @@ class Tally:
     steps_reported: int = 0
     faults: int = 0
     recoveries: int = 0
-    redone_steps: int = 0
+    recoveries_retry: int = 0
+    recoveries_replace: int = 0
+    recoveries_failover: int = 0
+    recoveries_snapshot: int = 0
+    recoveries_checkpoint: int = 0
+    steps_rolled_back: int = 0
+    """Committed steps that were given up."""
+    open_steps_redone: int = 0
+    """Steps that were begun, not committed, and begun again."""
     outage_s: float = 0.0
+    exposed_s: float = 0.0
+    """Time in training with units that lacked a home."""
     workers_lost: int = 0
     nodes_lost: int = 0
     checkpoints_sealed: int = 0
@@ -150,7 +164,7 @@ class JobState:
 
     nodes: Mapping[str, Node] = field(default_factory=dict)
     capacity_changed_s: float = 0.0
-    workers: Mapping[int, Worker] = field(default_factory=dict)
+    workers: Roster = field(default_factory=Roster)
     """All that are not known to be dead, by number."""
     next_worker: int = 0
     failed_hires: int = 0
@@ -161,10 +175,38 @@ class JobState:
     timeline: int = 0
     form: Form | None = None
     """How the current generation was formed."""
-    formed: frozenset[int] = frozenset()
+    plan: Plan | None = None
+    """That of the current generation; homes may have been added since it was formed."""
+    positions: NumberMap[int] = field(default_factory=NumberMap)
+    """Members of the current generation by worker number."""
+    lost_members: tuple[int, ...] = ()
+    """Members whose process or node is gone."""
+    formed: NumberMap[None] = field(default_factory=NumberMap)
     """Members that have joined it."""
-    ended: Mapping[int, int] = field(default_factory=dict)
+    ended: NumberMap[int] = field(default_factory=NumberMap)
     """Members that came to its end, and at which step."""
+
+    vaults: NumberMap[KnownVault] = field(default_factory=NumberMap)
+    """By owner, dead or alive; what was reported since the gang trained last."""
+    homed: NumberMap[tuple[int, ...]] = field(default_factory=NumberMap)
+    """Units by position, of the current plan; looked up only when a gang breaks at its end."""
+    memory_since: int = 0
+    """Vaults that joined this generation or a later one hold the present history."""
+    forgotten: tuple[ForgetVaults, ...] = ()
+    """The last vaults that were given up: repeated after a restart."""
+    rung: Rung | None = None
+    """Of the recovery under way."""
+    settled_step: int | None = None
+    """Committed steps to go on from in memory; final until the gang trains."""
+    settled_in: int = 0
+    """The generation that was over when it was decided."""
+    silent: NumberMap[str] = field(default_factory=NumberMap)
+    """Workers whose heartbeat stopped, and the evidence."""
+    protect: Protect | None = None
+    """What the gang was told and has not done yet."""
+    exposed_since_s: float | None = None
+    """Since when units lack a home."""
+    pace: Pace = field(default_factory=Pace)
 
     committed_step: int = 0
     high_step: int = 0
@@ -181,7 +223,7 @@ class JobState:
     """How often somebody asked to stop."""
     stop_by: str = ""
 
-    parts: Mapping[int, Mapping[int, CheckpointPart]] = field(default_factory=dict)
+    parts: Mapping[int, NumberMap[CheckpointPart]] = field(default_factory=dict)
     """Checkpoints of this generation that are being written: step, then worker."""
     sealing: tuple[SealCheckpoint, ...] = ()
     unsaved_steps: Mapping[int, str] = field(default_factory=dict)
@@ -194,13 +236,15 @@ class JobState:
 
     casualties: tuple[Casualty, ...] = ()
     """Not yet answered."""
-    fenced_s: float | None = None
-    """When stuck workers were killed in this phase."""
     outage: Outage | None = None
     episode: int = 0
     """Recoveries so far, waits included."""
     attempts: int = 0
     """Recoveries since the last progress."""
+    retries: int = 0
+    """Of those, how many of the last ones in a row were of the rung retry."""
+    failed_starts: Mapping[str, int] = field(default_factory=dict)
+    """Workers that died before they were ready, since the last progress, per node."""
     retry_at_s: float = 0.0
     first_error: FirstError | None = None
     failures: tuple[Failure, ...] = ()
@@ -235,17 +279,18 @@ class JobState:
 
 def having(state: JobState, *statuses: WorkerStatus) -> tuple[Worker, ...]:
     """Workers with one of these statuses, by number."""
-    return tuple(worker for worker in state.workers.values() if worker.status in statuses)
+    return state.workers.having(*statuses)
 
 
 def with_status(state: JobState, numbers: tuple[int, ...], status: WorkerStatus) -> JobState:
     """Change what workers are doing; unknown ones are left out."""
-    changed = {
-        number: replace(state.workers[number], status=status, since_s=state.now_s)
-        for number in numbers
-        if number in state.workers and state.workers[number].status is not status
-    }
-    return replace(state, workers={**state.workers, **changed}) if changed else state
+    known = [state.workers[number] for number in numbers if number in state.workers]
+    changed = [
+        replace(worker, status=status, since_s=state.now_s)
+        for worker in known
+        if worker.status is not status
+    ]
+    return replace(state, workers=state.workers.with_workers(changed)) if changed else state
 
 
 def counted(state: JobState, **more: float) -> JobState:

@@ -12,13 +12,14 @@ from elasticmoe.controller.decisions import (
     Finish,
     Gather,
     GiveUp,
+    Protect,
     Recover,
     Stop,
     TakeCheckpoint,
     Train,
     Wait,
 )
-from elasticmoe.controller.record import Decided, Entry, Record
+from elasticmoe.controller.record import Decided, Entry, Progress, Record
 from elasticmoe.controller.wording import plural
 from elasticmoe.messages.events import (
     CheckpointLost,
@@ -49,6 +50,7 @@ class Story:
         self._nodes: dict[str, int] = {}
         self._unsaved: set[tuple[int, int]] = set()
         self._in_outage = False
+        self._protect: Protect | None = None
 
     def tell(self, record: Record) -> Sentence | None:
         """What a record says to people; none for details."""
@@ -61,6 +63,8 @@ class Story:
 
     def _entry(self, entry: Entry) -> str | None:
         match entry:
+            case Progress():
+                return self._progress(entry)
             case JobSubmitted():
                 return _submitted(entry)
             case TermBegan():
@@ -88,10 +92,18 @@ class Story:
                 return f"{entry.by} asked to stop"
         return None
 
+    def _progress(self, entry: Progress) -> str | None:
+        begun = self._protect
+        if begun is None or entry.instructed < begun.number:
+            return None
+        self._protect = None
+        took_s = (entry.arrivals[0] if entry.arrivals else entry.at_s) - begun.at_s
+        return f"protection restored after {took_s:.2f} s"
+
     def _decision(self, decision: Decision) -> str | None:
         match decision:
             case Break():
-                self._in_outage = True
+                self._in_outage, self._protect = True, None
             case Gather():
                 return None if self._in_outage else gathered(decision)
             case Train():
@@ -103,6 +115,9 @@ class Story:
             case Recover():
                 self._in_outage = True
                 return decision.reason if decision.attempt > 1 else None
+            case Protect():
+                self._protect = decision
+                return f"restoring protection: {decision.reason}"
             case Drain(purpose="grow"):
                 return f"growing: {decision.reason}"
             case TakeCheckpoint():

@@ -8,9 +8,12 @@ from elasticmoe.controller.state import JobState
 def summary(state: JobState) -> dict[str, Any]:
     """The brain's part of `summary.json`; plain data.
 
-    `steps` are those of the committed history, `redone_steps` those that were committed once and
-    given up in a rollback, `outage_s` the time from a fault's first sign, or the gang's end, until
-    the next gang trained (the first start-up included as the time it took to form).
+    `steps` are those of the committed history; `steps_rolled_back` (also under its older name
+    `redone_steps`) those that were committed once and given up; `open_steps_redone` those that
+    were begun and not committed when a fault came, which loses nothing. `outage_s` is the time
+    from a fault's first sign, or the gang's end, until the next gang trained (the first start-up
+    included as the time it took to form), `exposed_s` the time in training with units that lacked
+    a home.
     """
     tally = state.tally
     return {
@@ -23,7 +26,17 @@ def summary(state: JobState) -> dict[str, Any]:
         "timelines": state.timeline + 1,
         "faults": tally.faults,
         "recoveries": tally.recoveries,
-        "redone_steps": tally.redone_steps,
+        "recoveries_by_rung": {
+            "retry": tally.recoveries_retry,
+            "replace": tally.recoveries_replace,
+            "failover": tally.recoveries_failover,
+            "snapshot": tally.recoveries_snapshot,
+            "checkpoint": tally.recoveries_checkpoint,
+        },
+        "redone_steps": tally.steps_rolled_back,
+        "steps_rolled_back": tally.steps_rolled_back,
+        "open_steps_redone": tally.open_steps_redone,
+        "exposed_s": tally.exposed_s,
         "outage_s": tally.outage_s,
         "workers_lost": tally.workers_lost,
         "nodes_lost": tally.nodes_lost,

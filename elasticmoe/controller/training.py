@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
+from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.decisions import (
     NO_NUMBER,
     Break,
@@ -13,26 +14,32 @@ from elasticmoe.controller.decisions import (
     Gather,
     GiveUp,
     LookAgain,
+    Protect,
     Regroup,
     Stop,
     TakeCheckpoint,
 )
 from elasticmoe.controller.ending import decide_finish, decide_stop
 from elasticmoe.controller.faults import decide_break
+from elasticmoe.controller.pace import Pace
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.protecting import decide_protect, protected
 from elasticmoe.controller.record import Progress
 from elasticmoe.controller.state import (
     DRAIN_PATIENCE_S,
     LIVING,
+    SETTLE_S,
+    UNMEASURED_BOUND_S,
     JobState,
     Outage,
     Outcome,
     WorkerStatus,
     counted,
-    having,
     ignored,
     stale,
     with_status,
 )
+from elasticmoe.controller.vaults import reopened, with_ended
 from elasticmoe.controller.wording import described, plural
 from elasticmoe.messages.commands import InstructGang
 from elasticmoe.messages.worker import GangEnded
@@ -47,27 +54,103 @@ def progress(state: JobState, entry: Progress) -> Outcome:
     state = counted(state, stale=count - new, steps_reported=new)
     if not new:
         return state, ()
+    state = reopened(protected(state, entry), entry.last_step)
+    pace = _paced(state, entry, new)
     state = replace(
         state,
         committed_step=entry.last_step,
         loss=entry.loss,
         instructed=max(state.instructed, entry.instructed),
+        pace=pace,
     )
     if entry.last_step > state.high_step:
-        state = replace(state, high_step=entry.last_step, attempts=0, first_error=None)
+        state = replace(
+            state,
+            high_step=entry.last_step,
+            attempts=0,
+            retries=0,
+            failed_starts={},
+            first_error=None,
+        )
     return state, ()
+
+
+def _paced(state: JobState, entry: Progress, new: int) -> Pace:
+    """Measure the steps that are new, one by one, as they would have been without folding."""
+    if state.phase not in (Phase.TRAINING, Phase.DRAINING):
+        return state.pace  # their time is not that of a step alone
+    pace, instructed = state.pace, state.instructed
+    for step, at_s in zip(
+        range(entry.last_step - new + 1, entry.last_step + 1), entry.arrivals[-new:], strict=False
+    ):
+        is_saving = _is_saving(state, step, instructed, pace.eventful_step)
+        pace = pace.stepped(at_s, is_saving=is_saving)
+        if entry.instructed > instructed:
+            pace, instructed = replace(pace, eventful_step=step + 1), entry.instructed
+    return pace
+
+
+def _is_saving(state: JobState, step: int, instructed: int, eventful_step: int) -> bool:
+    """Whether a step may be slow because a checkpoint is written or homes are copied."""
+    interval = state.spec.checkpoint.interval_steps
+    return (
+        step % interval == 0
+        or (step - 1) % interval == 0
+        or step == eventful_step
+        or state.next_command - 1 > instructed
+        or bool(state.parts)
+        or bool(state.sealing)
+    )
+
+
+def look_for_stall(state: JobState) -> LookAgain | None:
+    """When the open step will be late, as far as is known now."""
+    if state.phase is not Phase.TRAINING or state.committed_step >= state.spec.schedule.steps:
+        return None
+    step, pace = state.committed_step + 1, state.pace
+    bound_s = pace.bound_s(is_saving=_is_saving(state, step, state.instructed, pace.eventful_step))
+    return LookAgain(pace.last_s + (UNMEASURED_BOUND_S if bound_s is None else bound_s))
+
+
+def time_passed(state: JobState) -> Outcome:
+    """A timer: note it if the open step is late."""
+    due = look_for_stall(state)
+    if due is not None and state.now_s >= due.at_s and state.pace.overdue_s is None:
+        state = replace(state, pace=replace(state.pace, overdue_s=state.now_s))
+    return state, ()
+
+
+def _decide_stalled(state: JobState) -> Break | LookAgain | None:
+    """Break a gang whose open step is late, once reports under way have had time to arrive."""
+    due, overdue_s = look_for_stall(state), state.pace.overdue_s
+    if due is None or overdue_s is None:
+        return due
+    if state.now_s < overdue_s + SETTLE_S:
+        return LookAgain(overdue_s + SETTLE_S)
+    pace = state.pace
+    bound_s = due.at_s - pace.last_s
+    measured = (
+        f"the slowest of the last {len(pace.intervals)} steps took {max(pace.intervals):.2f} s"
+        if pace.intervals
+        else "no step was measured yet"
+    )
+    late_s = state.now_s - pace.last_s
+    text = f"no step for {late_s:.2f} s, the bound is {bound_s:.2f} s ({measured})"
+    return decide_break(state, (Casualty("stalled", -1, "", text),))
 
 
 def gang_ended(state: JobState, report: GangEnded) -> Outcome:
     """A member has come to the end of its gang and waits."""
     if report.generation != state.generation or report.worker in state.ended:
         return stale(state)
-    if report.worker not in state.members:
+    if report.worker not in state.positions:
         return ignored(state)
-    state = replace(state, ended={**state.ended, report.worker: report.step})
+    state = replace(state, ended=state.ended.with_item(report.worker, report.step))
     worker = state.workers.get(report.worker)
     if worker is not None and worker.status is WorkerStatus.BUSY:
         state = with_status(state, (report.worker,), WorkerStatus.IDLE)
+    if state.phase is Phase.BREAKING:  # it will not park: it has nothing to leave
+        state = with_ended(state, (report.worker,))
     return state, ()
 
 
@@ -78,10 +161,20 @@ def checkpoint_asked(state: JobState) -> Outcome:
 
 def decide_training(
     state: JobState,
-) -> Break | Drain | TakeCheckpoint | Gather | Fence | LookAgain | None:
-    """Answer faults first, then wishes, then room to grow."""
+) -> Break | Drain | TakeCheckpoint | Protect | Gather | Fence | LookAgain | None:
+    """Answer faults first, then wishes, then what is missing, then room to grow."""
     if state.casualties:
         return decide_break(state, state.casualties)
+    stalled = _decide_stalled(state)
+    if isinstance(stalled, Break):
+        return stalled
+    other = _decide_wishes(state) or decide_protect(state) or _decide_grow(state)
+    if isinstance(other, LookAgain) and stalled is not None:
+        return min(stalled, other, key=lambda look: look.at_s)
+    return other or stalled
+
+
+def _decide_wishes(state: JobState) -> Drain | TakeCheckpoint | Fence | None:
     number = state.next_command
     if state.ended:
         step = max(state.ended.values())
@@ -93,12 +186,14 @@ def decide_training(
         return Drain(state.now_s, state.generation, number, "stop", reason)
     if state.checkpoint_asked:
         return TakeCheckpoint(state.now_s, state.generation, number, "somebody asked for it")
-    return _decide_grow(state)
+    return decide_fence_silent(state)
 
 
 def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
     """Use more workers once they are ready. Grow late: every change of size pauses the gang."""
     workers = state.spec.workers
+    if len(state.members) >= workers.replicas:
+        return None
     target = min(workers.replicas, room(state))
     if target <= len(state.members):
         return None
@@ -106,9 +201,9 @@ def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
     if state.now_s < settled_s:
         return LookAgain(settled_s)
     more = target - len(state.members)
-    if len(having(state, *LIVING)) < target:
+    if state.workers.count(*LIVING) < target:
         return decide_gather(state, f"room for {more} more stayed healthy")
-    if having(state, WorkerStatus.STARTING):
+    if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
     return Drain(
         state.now_s,
@@ -137,9 +232,12 @@ def decide_draining(
     patience_s = state.since_s + DRAIN_PATIENCE_S
     if state.now_s < patience_s:
         return LookAgain(patience_s)
+    late = f"the gang did not end within {DRAIN_PATIENCE_S:g} s"
     if state.stops:
-        return decide_stop(state, f"the gang did not end within {DRAIN_PATIENCE_S:g} s")
-    return _decide_unfinished(state, f"the gang did not end within {DRAIN_PATIENCE_S:g} s")
+        return decide_stop(state, late)
+    if state.newest is not None and state.newest.step >= state.spec.schedule.steps:
+        return decide_finish(state)
+    return decide_break(state, (Casualty("command", -1, "", late),))
 
 
 def _decide_ended(state: JobState, step: int) -> Finish | Stop | Break | GiveUp | Regroup | None:

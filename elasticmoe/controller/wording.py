@@ -71,4 +71,6 @@ def _cause(kind: str, text: str, node: str, step: int, numbers: list[int]) -> st
         return f"{who} {were} killed (signal {text.removeprefix('killed by signal ')})"
     if kind == "died":
         return f"{who} died ({text})"
+    if kind == "silent":
+        return f"{who} fell silent ({text}) and {were} killed"
     return f"{who} {text}"

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fake_gang import Gang, Vault
+from fake_job import small_inventory, small_job
+
 from elasticmoe.controller.history import check_history
-from elasticmoe.controller.machine import advance, outstanding, replay
+from elasticmoe.controller.machine import advance, glance, outstanding, replay
 from elasticmoe.controller.record import Decided, Record, as_progress
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.commands import (
@@ -18,6 +21,7 @@ from elasticmoe.messages.commands import (
     Command,
     DeleteCheckpoint,
     EndJob,
+    ForgetVaults,
     FormGeneration,
     InstructGang,
     KillWorkers,
@@ -36,77 +40,13 @@ from elasticmoe.messages.events import (
     TermBegan,
     TimePassed,
     WorkerDied,
+    WorkerSilent,
 )
-from elasticmoe.messages.worker import (
-    CheckpointPart,
-    GangEnded,
-    GangFormed,
-    StepDone,
-    WorkerFailed,
-    WorkerParked,
-    WorkerReady,
-)
-from elasticmoe.plan.types import ALIGN, Block, Inventory, Parameter, Unit
+from elasticmoe.messages.worker import StepDone, WorkerFailed, WorkerReady
+from elasticmoe.plan.types import Plan
 from elasticmoe.spec.job import JobSpec
-from elasticmoe.spec.load import parse_data
 
-STEP_S, READY_S, FORM_S, PARK_S, DEATH_S, PART_S, SEAL_S = 0.1, 0.03, 0.02, 0.01, 0.03, 0.04, 0.02
-SAMPLES = 4
-
-
-def small_job(**changes: dict[str, object]) -> JobSpec:
-    """A job of 30 steps on 2 to 4 workers with a checkpoint every 10 steps."""
-    tables: dict[str, object] = {
-        "version": 1,
-        "name": "test",
-        "model": {"preset": "quickstart"},
-        "data": {"sources": [{"path": "text"}], "seq_len": 16},
-        "batch": {"global_samples": SAMPLES, "num_waves": 1},
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"steps": 30},
-        "workers": {"replicas": 4, "min": 2, "max": 8},
-        "checkpoint": {"interval_steps": 10, "keep": 2},
-        "storage": {"dir": "runs/test"},
-    }
-    for name, table in changes.items():
-        tables[name] = {**tables.get(name, {}), **table}  # type: ignore[dict-item]
-    return parse_data(tables)
-
-
-def small_inventory(job: JobSpec) -> Inventory:
-    """One dense block per part of the network: the brain looks no closer."""
-    names = ["embedding", *(f"layer.{n}" for n in range(job.model.num_layers)), "head"]
-    names += [f"mtp.{n}" for n in range(job.model.mtp_depth)]
-    blocks = tuple(
-        Block(
-            index=index,
-            name=name,
-            layer=int(name.split(".")[1]) if name.startswith("layer.") else -1,
-            parameters=(Parameter("weight", (ALIGN,), decay=True, offset=0),),
-            decay_numel=ALIGN,
-            numel=ALIGN,
-            num_experts=0,
-            flops_per_token=2.0 * ALIGN,
-            activation_bytes_per_token=1.0,
-        )
-        for index, name in enumerate(names)
-    )
-    units = tuple(Unit(block.index, block.index, -1, 0, ALIGN, ALIGN) for block in blocks)
-    return Inventory(blocks, units)
-
-
-@dataclass
-class Gang:
-    """A generation as the workers see it."""
-
-    generation: int
-    members: tuple[int, ...]
-    step: int
-    joined: set[int] = field(default_factory=set)
-    broken: bool = False
-    ended: bool = False
-    actions: list[tuple[int, str]] = field(default_factory=list)
-    instructed: int = 0
+READY_S, DEATH_S, SEAL_S, SILENCE_S = 0.014, 0.008, 0.02, 0.2
 
 
 @dataclass
@@ -122,11 +62,32 @@ class World:
     alive: dict[int, str] = field(default_factory=dict)
     stuck: set[int] = field(default_factory=set)
     """Workers that never park."""
+    stopped: set[int] = field(default_factory=set)
+    """Workers that do nothing any more."""
+    vaults: dict[int, Vault] = field(default_factory=dict)
+    taken_over: dict[int, int] = field(default_factory=dict)
+    """Dead worker -> who has its vault now."""
+    broken_promises: list[str] = field(default_factory=list)
+    """Where the brain counted on memory that was not there."""
+    highest_voted: int = 0
+    """Newest step whose vote anybody passed in this history: it must never be redone."""
+    formed_late_s: dict[int, float] = field(default_factory=dict)
+    """Position -> how long the report is under way that the member has joined."""
+    pause_s: float = 0.0
+    """How much longer the next step takes; gone with the generation."""
+    save_pause_s: float = 0.0
+    """How much longer a step takes at whose end a checkpoint is written."""
+    first_pause_s: float = 0.0
+    """How much longer the first step of a generation takes."""
+    report_s: float = 0.0
+    """How long the report of a step is under way."""
     gang: Gang | None = None
     sealed: dict[str, int] = field(default_factory=dict)
     fired: list[str] = field(default_factory=list)
     """Faults that happened: a test that injects one checks it here."""
     on_step: dict[int, Callable[[], None]] = field(default_factory=dict)
+    on_point: Callable[[str, int, int], None] = lambda point, step, worker: None
+    """Told of every point of the protocol that a worker reaches: its name, the step, the worker."""
     on_event: Callable[[Event], None] | None = None
     seals_work: bool = True
     seal_s: float = SEAL_S
@@ -138,6 +99,7 @@ class World:
     `undone` (its decisions are too, no command was carried out)."""
     _queue: list[tuple[float, int, Event, Callable[[], bool]]] = field(default_factory=list)
     _count: int = 0
+    _said_s: dict[int, float] = field(default_factory=dict)
 
     def submit(self, checkpoints: list[dict[str, object]] | None = None) -> None:
         """Hand in the job and bring all nodes up."""
@@ -163,6 +125,12 @@ class World:
         """Give the brain one event, as the loop does."""
         if self.on_event is not None:
             self.on_event(event)
+        nothing = glance(self.state, event) if isinstance(event, TimePassed) else None
+        if nothing is not None and not self.crash:
+            self.state, commands = nothing
+            for command in commands:
+                self.carry_out(command)
+            return
         number = len(self.records)
         self.records.append(Record(number, as_progress(event) or event))
         crash, self.crash = self.crash, ""
@@ -196,24 +164,76 @@ class World:
         if worker not in self.alive:
             return
         self.fired.append(f"kill {worker}")
+        self._end(worker, evidence)
+
+    def _end(self, worker: int, evidence: str) -> None:
         node = self.alive.pop(worker)
-        gang = self.gang
-        if gang and worker in gang.members and not gang.ended:
-            self._break(gang, "connection reset")
-        self.at(DEATH_S, WorkerDied(0, node, worker, evidence, f"logs/{worker}.txt"))
+        self.stuck.discard(worker)
+        self.stopped.discard(worker)
+        vault = self.vaults.get(worker)
+        if vault is not None:
+            vault.tear()
+        self._break(worker, "connection reset")
+
+        def buried() -> None:
+            if node in self.nodes:
+                copies = vault.copies(worker) if vault is not None else None
+                log = f"logs/{worker}.txt"
+                self.at(0, WorkerDied(0, node, worker, evidence, log, copies))
+
+        self.later(DEATH_S, buried)
+
+    def stop(self, worker: int) -> None:
+        """Stop a worker's process: its heart stands still, and so does the gang."""
+        if worker in self.alive:
+            self.fired.append(f"stop {worker}")
+            self.stopped.add(worker)
+            silent = WorkerSilent(0, self.alive[worker], worker, f"no heartbeat for {SILENCE_S} s")
+            self.at(SILENCE_S, silent, lambda: worker in self.stopped)
+
+    def hang(self, worker: int) -> None:
+        """Let a worker loop without progress: its heart beats."""
+        if worker in self.alive:
+            self.fired.append(f"hang {worker}")
+            self.stopped.add(worker)
 
     def lose_node(self, node: str) -> None:
-        """End a node with everybody on it."""
+        """End a node with everybody and all memory on it."""
         if node not in self.nodes:
             return
         self.fired.append(f"lose {node}")
         del self.nodes[node]
-        gang = self.gang
         for worker in [worker for worker, where in self.alive.items() if where == node]:
             del self.alive[worker]
-            if gang and worker in gang.members and not gang.ended:
-                self._break(gang, "connection reset")
+            self._break(worker, "connection reset")
+        for worker in [worker for worker, vault in self.vaults.items() if vault.node == node]:
+            del self.vaults[worker]
         self.at(DEATH_S, NodeLost(0, node, "agent does not answer"))
+
+    def _break(self, worker: int, reason: str) -> None:
+        gang = self.gang
+        if gang and worker in gang.members and not gang.ended:
+            gang.break_up(reason)
+
+    def hand_over(self, dead: int, heir: int) -> None:
+        """Give a dead worker's vault to another one of its node."""
+        owner = dead
+        while owner in self.taken_over:
+            owner = self.taken_over[owner]
+        if owner == heir:
+            return
+        vault = self.vaults.get(owner)
+        if vault is None or owner in self.alive or vault.node != self.alive[heir]:
+            self.broken_promises.append(f"worker {heir} cannot inherit from {dead}")
+            return
+        self.vaults[heir] = self.vaults.pop(owner)
+        self.taken_over[owner] = heir
+
+    def vault_of(self, worker: int) -> Vault | None:
+        """A dead worker's vault, or what came of it."""
+        while worker in self.taken_over:
+            worker = self.taken_over[worker]
+        return self.vaults.get(worker)
 
     def add_node(self, node: str, capacity: int) -> None:
         """Bring up a node."""
@@ -223,22 +243,43 @@ class World:
         self.nodes[node] = capacity
         self.at(2 * DEATH_S, NodeUp(0, node, node, "host", capacity, 2**30))
 
+    def reached(self, point: str, step: int, worker: int) -> None:
+        """A worker of the gang has come to a point of the protocol."""
+        if point == "voted":
+            self.highest_voted = max(self.highest_voted, step)
+        self.on_point(point, step, worker)
+
+    def at_point(self, point: str, step: int, action: Callable[[int], None], nth: int = 0) -> None:
+        """Let something happen once, when the nth worker comes to a point of a step."""
+        seen: list[int] = []
+
+        def look(name: str, at: int, worker: int) -> None:
+            if (name, at) == (point, step):
+                seen.append(worker)
+                if len(seen) == nth + 1:
+                    action(worker)
+
+        before = self.on_point
+
+        def both(name: str, at: int, worker: int) -> None:
+            before(name, at, worker)
+            look(name, at, worker)
+
+        self.on_point = both
+
     def cut(self) -> None:
         """Break the gang's communication with everybody alive."""
         if self.gang and not self.gang.ended:
             self.fired.append("cut")
-            self._break(self.gang, "connection reset")
+            self.gang.break_up("connection reset")
 
     def fail(self, worker: int, code: str, step: int) -> None:
         """Let a worker end with an error of its own."""
         assert self.gang is not None
-        node = self.alive[worker]
         self.fired.append(f"fail {worker}")
         report = WorkerFailed(self.gang.generation, worker, step, code, f"{code} here")
-        self.at(0.005, Reported(0, node, report))
-        del self.alive[worker]
-        self._break(self.gang, "connection reset")
-        self.at(DEATH_S, WorkerDied(0, node, worker, "exit status 1", f"logs/{worker}.txt"))
+        self.at(0.005, Reported(0, self.alive[worker], report))
+        self._end(worker, "exit status 1")
 
     def carry_out(self, command: Command) -> None:
         """Do what the brain says."""
@@ -248,18 +289,21 @@ class World:
                 self._start(command)
             case KillWorkers():
                 for worker in command.workers:
-                    self.stuck.discard(worker)
-                    self.kill(worker)
+                    if worker in self.alive:
+                        self._end(worker, "killed by signal 9")
             case FormGeneration():
                 self._form(command)
+            case ForgetVaults():
+                for worker in command.workers:
+                    assert worker not in self.alive
+                    self.vaults.pop(worker, None)
             case BreakGeneration():
                 if self.gang and self.gang.generation == command.generation:
-                    self._break(self.gang, "told to")
+                    self.gang.break_up("told to")
             case InstructGang():
-                gang = self.gang
-                known = gang and command.number in [number for number, _ in gang.actions]
-                if gang and gang.generation == command.generation and not known:
-                    gang.actions.append((command.number, command.action))
+                if self.gang and self.gang.generation == command.generation:
+                    plan = Plan.from_json(command.plan) if command.plan else None
+                    self.gang.instruct(command.number, command.action, plan)
             case SealCheckpoint():
                 self._seal(command)
             case DeleteCheckpoint():
@@ -277,47 +321,13 @@ class World:
             if self.starts_die:
                 self.kill(worker, evidence="exit status 1")
             else:
-                self._report(READY_S, worker, WorkerReady(worker, 1000 + worker))
+                self.report(READY_S, worker, WorkerReady(worker, 1000 + worker))
 
     def _form(self, command: FormGeneration) -> None:
         if self.gang and self.gang.generation >= command.generation:
             return
-        members = tuple(member["worker"] for member in command.plan["members"])
-        start = self.sealed[command.checkpoint] if command.checkpoint else 0
-        gang = self.gang = Gang(command.generation, members, start)
-        for worker in members:
-            if worker not in self.alive:
-                self._break(gang, "nobody there")
-        for worker in members:
-            report = GangFormed(gang.generation, worker, start + 1, {})
-            self._report(FORM_S, worker, report, lambda: not gang.broken)
-        self._later(FORM_S + STEP_S, lambda: self._step(gang))
-
-    def _step(self, gang: Gang) -> None:
-        if gang.broken or gang.ended or gang is not self.gang:
-            return
-        step = gang.step + 1
-        if step in self.fails_at:
-            self.fail(gang.members[0], self.fails_at[step], step)
-            return
-        gang.step = step
-        actions = [action for number, action in gang.actions if number > gang.instructed]
-        gang.instructed = max([gang.instructed, *(number for number, _ in gang.actions)])
-        samples = ((step - 1) * SAMPLES, step * SAMPLES)
-        done = StepDone(gang.generation, step, STEP_S, 1.0 / step, {}, samples, gang.instructed)
-        self._report(0, gang.members[0], done)
-        last = step == self.job.schedule.steps or "stop" in actions
-        if last or actions or step % self.job.checkpoint.interval_steps == 0:
-            for worker in gang.members:
-                files = [{"path": f"{step}/{worker}"}]
-                part = CheckpointPart(gang.generation, worker, step, files, {"step": step})
-                self._report(PART_S, worker, part, lambda: not gang.broken or gang.ended)
-        if last:
-            gang.ended = True
-            for worker in gang.members:
-                self._report(0.01, worker, GangEnded(gang.generation, worker, step))
-        else:
-            self._later(STEP_S, lambda: self._step(gang))
+        self.gang = Gang(self, command)
+        self.gang.begin()
 
     def _seal(self, command: SealCheckpoint) -> None:
         uri = f"checkpoints/{command.step}-{command.generation}"
@@ -327,26 +337,27 @@ class World:
         self.sealed[uri] = command.step
         self.at(self.seal_s, CheckpointSealed(0, command.step, uri, 1000, command.generation))
 
-    def _break(self, gang: Gang, reason: str) -> None:
-        if gang.broken:
-            return
-        gang.broken = True
-        for worker in gang.members:
-            parked = WorkerParked(gang.generation, worker, gang.step, reason)
-            if worker not in self.stuck:
-                self._report(PARK_S, worker, parked)
-
-    def _report(
+    def report(
         self, delay_s: float, worker: int, report: object, still: Callable[[], bool] | None = None
     ) -> None:
+        """Let a worker say something, if it lives then; its reports keep their order."""
         node = self.alive.get(worker, "")
+        sent = isinstance(report, StepDone)  # on its way even if the worker dies
+        at_s = max(self.now_s + delay_s, self._said_s.get(worker, 0.0))
+        self._said_s[worker] = at_s
         self.at(
-            delay_s,
+            at_s - self.now_s,
             Reported(0, node, report),  # type: ignore[arg-type]
-            lambda: worker in self.alive and (still is None or still()),
+            lambda: (sent or self.works(worker)) and (still is None or still()),
         )
 
-    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+    def works(self, worker: int) -> bool:
+        """Whether a worker lives and does something."""
+        return worker in self.alive and worker not in self.stopped
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Let something happen that nobody is told of."""
+
         def act() -> bool:
             action()
             return False
@@ -362,6 +373,7 @@ def decisions(world: World, kind: type[Any]) -> list[Any]:
 
 def assert_sound(world: World) -> None:
     """What must hold after every run: nothing ignored, a sound history, a faithful journal."""
+    assert world.broken_promises == []
     assert world.state.tally.ignored == 0
     assert check_history(world.records) == []
     assert replay(world.records) == world.state

@@ -1,7 +1,8 @@
 """How jobs end: given up, stopped, or unable to save."""
 
 import pytest
-from fake_world import World, assert_sound, decisions, small_job
+from fake_job import small_job
+from fake_world import World, assert_sound, decisions
 
 from elasticmoe.controller.decisions import GiveUp, Recover
 from elasticmoe.controller.phases import Phase
@@ -51,14 +52,14 @@ def test_the_same_failure_twice_at_the_same_step_ends_the_job_with_its_cause() -
     assert_sound(world)
 
 
-def test_dying_again_and_again_at_one_step_is_a_crash_loop_although_steps_are_redone() -> None:
+def test_dying_again_and_again_at_one_step_is_a_crash_loop() -> None:
     world = World(job=small_job(protection={"max_restarts": 3, "restart_backoff_s": 0.0}))
 
-    def crash() -> None:
-        world.kill(world.state.members[-1], evidence="killed by signal 11")
-        world.on_step[13] = crash
+    def crash(point: str, step: int, worker: int) -> None:
+        if (point, step) == ("begun", 13):
+            world.kill(world.state.members[-1], evidence="killed by signal 11")
 
-    world.on_step[13] = crash
+    world.on_point = crash
     world.submit()
 
     world.run()

@@ -4,17 +4,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from fake_job import ROLLBACK, small_job
 from fake_world import World
 
+from elasticmoe.controller.decisions import Form, Recover
 from elasticmoe.controller.history import check_history
-from elasticmoe.controller.record import Progress, Record, as_progress, fold
+from elasticmoe.controller.record import Decided, Progress, Record, as_progress, fold
 from elasticmoe.messages.events import CheckpointSealed, Reported, TermBegan
-from elasticmoe.messages.worker import StepDone
+from elasticmoe.messages.worker import GangFormed, StepDone
 
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    world = World()
+    world = World(job=small_job(protection=ROLLBACK))
     world.on_step[15] = lambda: world.kill(1)
     world.submit()
     world.run()
@@ -117,6 +119,77 @@ def test_steps_that_a_crashed_controller_had_not_written_are_bridged(records: li
     assert check_history(lost) == []
 
 
+@pytest.fixture(scope="module")
+def survived() -> list[Record]:
+    """A kill after the vote of step 13, never reported, and committed all the same."""
+    world = World(report_s=0.05)
+    world.at_point("voted", 13, lambda _: world.kill(1), 3)
+    world.submit()
+    world.run()
+    assert world.fired == ["kill 1"]
+    return world.records
+
+
+def with_recovery(records: list[Record], settled: int, **form: object) -> list[Record]:
+    """The same, as if another step had been decided upon, or another start."""
+    found = []
+    for record in records:
+        body = record.body
+        if isinstance(body, Decided) and isinstance(body.decision, Recover):
+            record = replace(
+                record, body=replace(body, decision=replace(body.decision, step=settled))
+            )
+        if isinstance(body, Decided) and isinstance(body.decision, Form) and body.decision.memory:
+            changed = replace(body.decision, **form)
+            record = replace(record, body=replace(body, decision=changed))
+        found.append(record)
+    return found
+
+
+def test_a_step_that_was_committed_by_decision_needs_no_report(survived: list[Record]) -> None:
+    steps = [one.body.last_step for one in survived if isinstance(one.body, Progress)]
+
+    assert 13 not in steps
+    assert check_history(survived) == []
+
+
+def test_a_committed_step_that_a_decision_drops_is_found(survived: list[Record]) -> None:
+    problems = check_history(with_recovery(survived, 11))
+
+    assert "generation 1: step 12 was committed, 11 is said to be the last" in problems
+
+
+def test_a_step_that_no_vault_reached_cannot_be_decided_upon(survived: list[Record]) -> None:
+    problems = check_history(with_recovery(survived, 14))
+
+    assert "generation 1: step 14 is said to be committed, and no vault was so far" in problems
+
+
+def test_a_start_from_memory_at_another_step_is_found(survived: list[Record]) -> None:
+    problems = check_history(with_recovery(survived, 13, step=12))
+
+    assert (
+        problems[0]
+        == "generation 2: starts from step 12 with memory of step 13, and step 13 was committed"
+    )
+
+
+def test_a_member_that_begins_with_another_step_is_found(survived: list[Record]) -> None:
+    joined = [
+        place
+        for place, record in enumerate(survived)
+        if isinstance(record.body, Reported) and isinstance(record.body.report, GangFormed)
+    ][-1]
+    records = list(survived)
+    body = records[joined].body
+    late = replace(body, report=replace(body.report, step=15))
+    records[joined] = replace(records[joined], body=late)
+
+    assert check_history(records) == [
+        f"generation 2: worker {body.report.worker} begins with step 15, not 14"
+    ]
+
+
 def test_folded_steps_say_the_same_as_single_ones(records: list[Record]) -> None:
     folded: list[Record] = []
     for record in records:
@@ -132,7 +205,7 @@ def test_folded_steps_say_the_same_as_single_ones(records: list[Record]) -> None
         else:
             folded[-1] = replace(folded[-1], body=both)
 
-    assert len(folded) < len(records) - 20
+    assert len(folded) <= len(records) - 20
     assert check_history(folded) == []
 
 
@@ -144,9 +217,9 @@ def test_only_steps_that_follow_each_other_are_folded() -> None:
         assert progress is not None
         return progress
 
-    assert fold(step(1, 5, 16), step(1, 6, 20)) == replace(
-        step(1, 6, 20), first_step=5, first_sample=16, seconds=0.2
-    )
+    both = replace(step(1, 6, 20), first_step=5, first_sample=16, seconds=0.2, arrivals=(1.0, 1.0))
+    assert fold(step(1, 5, 16), step(1, 6, 20)) == both
+    assert fold(step(1, 5, 16), replace(step(1, 6, 20), instructed=3)) is None
     assert fold(step(1, 5, 16), step(2, 6, 20)) is None
     assert fold(step(1, 5, 16), step(1, 7, 24)) is None
     assert fold(step(1, 5, 16), step(1, 6, 24)) is None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import pytest
-from fake_world import SAMPLES, small_inventory, small_job
+from fake_job import SAMPLES, small_inventory, small_job
 
 from elasticmoe.controller.decisions import Train
 from elasticmoe.controller.history import check_history
@@ -27,6 +27,7 @@ from elasticmoe.messages.events import (
     NodeUp,
     Reported,
     TermBegan,
+    TimePassed,
     WorkerDied,
 )
 from elasticmoe.messages.worker import (
@@ -119,6 +120,13 @@ class Agent:
         return self.controller
 
 
+class StillAgent(Agent):
+    """Is told what to do and does nothing."""
+
+    async def answer(self, command: Command) -> None:
+        pass
+
+
 async def train(agent: Agent) -> Controller:
     controller = await agent.begin()
     await agent.post(NodeUp(0, "a", "a", "host", 2, 1))
@@ -178,7 +186,7 @@ def test_a_death_leads_to_a_new_generation_through_the_loop() -> None:
     assert agent.die_at is None
     assert controller.state.phase is Phase.DONE
     assert controller.state.generation == 2
-    assert controller.state.tally.redone_steps == 3
+    assert controller.state.tally.steps_rolled_back == 3
     assert replay(agent.journal.records) == controller.state
     assert check_history(agent.journal.records) == []
 
@@ -191,6 +199,31 @@ def test_a_journal_that_cannot_be_written_ends_the_loop_before_anything_is_done(
         asyncio.run(train(agent))
 
     assert agent.commands == []
+
+
+def test_a_timer_is_written_down_only_if_it_matters() -> None:
+    async def wait_for_room(settled_s: float) -> tuple[ListJournal, Controller]:
+        journal = ListJournal()
+        agent = StillAgent(journal)
+        controller = await agent.begin()
+        await agent.post(NodeUp(0, "a", "a", "host", 1, 1))
+        agent.now_s = settled_s
+        await agent.post(TimePassed(0))
+        running = asyncio.ensure_future(controller.run())
+        while not controller._inbox.empty():
+            await asyncio.sleep(0)
+        running.cancel()
+        return journal, controller
+
+    early, waiting = asyncio.run(wait_for_room(0.5))
+    late, begun = asyncio.run(wait_for_room(1.5))
+
+    assert waiting.state.phase is Phase.WAITING
+    assert not any(isinstance(record.body, TimePassed) for record in early.records)
+    assert begun.state.phase is not Phase.WAITING
+    assert sum(isinstance(record.body, TimePassed) for record in late.records) == 1
+    assert replay(early.records) == waiting.state
+    assert replay(late.records) == begun.state
 
 
 def test_a_controller_that_starts_again_repeats_what_was_begun() -> None:

@@ -3,12 +3,13 @@
 from dataclasses import asdict, replace
 from typing import Any
 
-from fake_world import World, small_inventory, small_job
+from fake_job import small_inventory, small_job
+from fake_world import World, assert_sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elasticmoe.controller.decisions import Form
-from elasticmoe.controller.history import check_history
+from elasticmoe.controller.journal import decode_record, encode_record
 from elasticmoe.controller.machine import advance, outstanding, replay
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.record import Decided, Record
@@ -38,13 +39,19 @@ from elasticmoe.messages.worker import (
     WorkerReady,
 )
 
-FAULTS = ("kill", "kill", "kill", "cut", "lose", "add", "stick", "undecided", "undone", "ask")
+FAULTS = (
+    *("kill",) * 3,
+    *("kill at",) * 6,
+    *("cut", "lose", "add", "stick", "stop", "hang", "undecided", "undone", "ask"),
+)
+POINTS = ("begun", "prepared", "voted", "half", "applied", "told", "opened", "moved", "joined")
+RUNGS = ("retry", "replace", "failover")
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> list[tuple[int, str, int]]:
     """Faults, each so many events after the one before."""
-    fault = st.tuples(st.integers(0, 40), st.sampled_from(FAULTS), st.integers(0, 7))
+    fault = st.tuples(st.integers(0, 40), st.sampled_from(FAULTS), st.integers(0, 63))
     return draw(st.lists(fault, min_size=1, max_size=12))
 
 
@@ -53,18 +60,43 @@ def inject(world: World, kind: str, which: int) -> None:
     match kind:
         case "kill" if alive:
             world.kill(alive[which % len(alive)])
+        case "kill at":
+            kill_at(world, POINTS[which % len(POINTS)], which // len(POINTS))
         case "cut":
             world.cut()
         case "lose" if len(world.nodes) > 1:
             world.lose_node(sorted(world.nodes)[which % len(world.nodes)])
         case "add":
-            world.add_node(f"n{which}", 1 + which % 3)
+            world.add_node(f"n{which % 8}", 1 + which % 3)
         case "stick" if alive:
             world.stuck.add(alive[which % len(alive)])
+        case "stop" if alive:
+            world.stop(alive[which % len(alive)])
+        case "hang" if alive:
+            world.hang(alive[which % len(alive)])
         case "undecided" | "undone":
             world.crash = kind
         case "ask":
             world.at(0, CheckpointAsked(0))
+
+
+def kill_at(world: World, point: str, nth: int) -> None:
+    """Kill whoever comes to a point of the protocol next, after so many others."""
+    left = [nth]
+
+    def look(name: str, step: int, worker: int) -> None:
+        if name == point and left[0] >= 0:
+            left[0] -= 1
+            if left[0] < 0:
+                world.kill(worker)
+
+    before = world.on_point
+
+    def both(name: str, step: int, worker: int) -> None:
+        before(name, step, worker)
+        look(name, step, worker)
+
+    world.on_point = both
 
 
 class Watch:
@@ -72,22 +104,21 @@ class Watch:
 
     def __init__(self, world: World) -> None:
         self.world, self.timeline, self.committed = world, 0, 0
+        self.states: dict[int, JobState] = {}
 
     def __call__(self, event: object) -> None:
         state = self.world.state
+        self.states[len(self.world.records)] = state
         if state.timeline == self.timeline:
             assert state.committed_step >= self.committed
         assert state.timeline >= self.timeline
         self.timeline, self.committed = state.timeline, state.committed_step
 
 
-@given(schedules())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_faults_break_no_promise(faults: list[tuple[int, str, int]]) -> None:
-    world = World(job=small_job(protection={"max_restarts": 100, "restart_backoff_s": 0.01}))
+def disturb(world: World, faults: list[tuple[int, str, int]]) -> Watch:
+    """Run a job to its end with faults on the way."""
     world.submit()
-    world.on_event = Watch(world)
-
+    watch = world.on_event = Watch(world)
     for gap, kind, which in faults:
         target = len(world.records) + gap
         world.run(until=lambda: len(world.records) >= target)  # noqa: B023
@@ -98,13 +129,43 @@ def test_random_faults_break_no_promise(faults: list[tuple[int, str, int]]) -> N
     if not world.state.is_final:
         world.add_node("relief", 4)
         world.run()
+    return watch
+
+
+@given(
+    schedules(),
+    st.integers(1, 3),
+    st.sets(st.sampled_from(RUNGS), max_size=2),
+    st.sampled_from([0.0, 0.0, 0.05, 0.3]),
+    st.dictionaries(st.integers(0, 3), st.floats(0, 0.5), max_size=1),
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_faults_break_no_promise(
+    faults: list[tuple[int, str, int]],
+    redundancy: int,
+    skip: set[str],
+    report_s: float,
+    formed_late_s: dict[int, float],
+) -> None:
+    protection = {
+        "max_restarts": 100,
+        "restart_backoff_s": 0.01,
+        "redundancy": redundancy,
+        "skip_rungs": sorted(skip),
+    }
+    job = small_job(protection=protection)
+    world = World(job=job, report_s=report_s, formed_late_s=formed_late_s)
+
+    watch = disturb(world, faults)
 
     assert world.state.phase is Phase.DONE
     assert world.state.committed_step == 30
-    assert world.state.tally.ignored == 0
-    assert check_history(world.records) == []
-    assert replay(world.records) == world.state
+    assert_sound(world)
+    for length in sorted(watch.states)[:: max(len(watch.states) // 8, 1)]:
+        assert replay(world.records[:length]) == watch.states[length]
     for record in world.records:
+        if isinstance(record.body, Decided):
+            assert decode_record(encode_record(record)) == record
         if isinstance(record.body, Decided) and isinstance(record.body.decision, Form):
             assert 2 <= len(record.body.decision.workers) <= 4
 

@@ -1,18 +1,32 @@
 """The ladder, rung by rung."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
+from elasticmoe.controller.copies import Settled
 from elasticmoe.controller.decisions import Casualty, GiveUp, Recover, Wait
 from elasticmoe.controller.recovery import Damage, backoff_s, decide_recovery
 from elasticmoe.controller.state import MAX_BACKOFF_S, Checkpoint, FirstError
 from elasticmoe.controller.wording import described
+from elasticmoe.spec.job import Rung
 
 KILLED = Casualty("died", 3, "a", "killed by signal 9", "logs/3.txt")
+CUT = Casualty("parked", 0, "a", "reset")
 DAMAGE = Damage(
     at_s=100.0,
     casualties=(KILLED,),
+    members=4,
+    dead=(3,),
+    irreplaceable="",
+    settled=Settled(212, False, "worker 0 was not prepared for step 213"),
+    in_step=True,
+    shortage="",
+    survivors_shortage="",
+    distrusted="",
+    refused_rungs=(),
+    retries=0,
     survivors=3,
     free_places=1,
     wanted=4,
@@ -29,42 +43,150 @@ DAMAGE = Damage(
 )
 
 
-def test_a_lost_worker_ends_in_the_rung_checkpoint_with_its_price() -> None:
-    decision = decide_recovery(DAMAGE)
+ALIVE = replace(DAMAGE, casualties=(CUT,), dead=(), survivors=4, free_places=0)
+NO_MEMORY = replace(DAMAGE, settled=None)
 
+
+def taken(damage: Damage) -> Recover:
+    decision = decide_recovery(damage)
     assert isinstance(decision, Recover)
-    assert (decision.rung, decision.step, decision.redo_steps) == ("checkpoint", 200, 12)
+    return decision
+
+
+def test_with_everybody_alive_the_same_workers_try_again() -> None:
+    decision = taken(ALIVE)
+
+    assert (decision.rung, decision.step, decision.redo_steps) == ("retry", 212, 0)
+    assert (decision.open_step, decision.passed_over) == (213, ())
+    assert decision.reason == (
+        "communication failed with everybody alive (worker 0: reset); "
+        "the same 4 workers go on from memory at step 212"
+    )
+
+
+def test_a_dead_worker_is_replaced_on_its_node() -> None:
+    decision = taken(DAMAGE)
+
+    assert (decision.rung, decision.step, decision.redo_steps) == ("replace", 212, 0)
     assert decision.retry_at_s == DAMAGE.at_s
+    assert decision.passed_over == ("retry: worker 3 is gone",)
+    assert decision.settled == "worker 0 was not prepared for step 213"
+    assert decision.reason == (
+        "worker 3 was killed (signal 9); worker 3 replaced in place, "
+        "4 workers go on from memory at step 212"
+    )
+
+
+def test_without_room_the_survivors_go_on() -> None:
+    decision = taken(replace(DAMAGE, irreplaceable="node b is gone", free_places=0))
+
+    assert decision.rung == "failover"
+    assert decision.passed_over == ("retry: worker 3 is gone", "replace: node b is gone")
+    assert decision.reason == (
+        "worker 3 was killed (signal 9); the workers that are left go on from memory at step 212"
+    )
+
+
+def test_a_unit_without_a_copy_leads_to_the_checkpoint_with_its_price() -> None:
+    lost = "no whole copy of unit 5 at step 212"
+
+    decision = taken(replace(DAMAGE, shortage=lost, survivors_shortage=lost))
+
+    assert (decision.rung, decision.step, decision.redo_steps) == ("checkpoint", 200, 12)
+    assert decision.passed_over[1:] == (f"replace: {lost}", f"failover: {lost}")
     assert decision.reason == (
         "worker 3 was killed (signal 9); all go back to the checkpoint of step 200 "
         "(12 steps to redo) with 4 workers"
     )
 
 
-def test_without_room_for_a_replacement_the_job_goes_on_with_fewer() -> None:
-    decision = decide_recovery(replace(DAMAGE, free_places=0))
+def test_a_step_that_some_had_begun_to_apply_is_not_redone() -> None:
+    decision = taken(replace(DAMAGE, settled=Settled(213, True, "step 213 had begun")))
 
-    assert isinstance(decision, Recover)
+    assert (decision.step, decision.open_step) == (213, 0)
+
+
+@pytest.mark.parametrize(
+    "skipped, rung",
+    [
+        (("retry",), "replace"),
+        (("replace",), "failover"),
+        (("replace", "failover"), "checkpoint"),
+        (("failover",), "replace"),
+    ],
+)
+def test_rungs_are_left_out_on_demand(skipped: tuple[Rung, ...], rung: str) -> None:
+    decision = taken(replace(DAMAGE, skip_rungs=skipped))
+
+    assert decision.rung == rung
+    said = [f"{one}: left out by protection.skip_rungs" for one in skipped if one != "failover"]
+    assert set(said) - {"retry: left out by protection.skip_rungs"} <= set(decision.passed_over)
+
+
+def test_with_every_rung_left_out_the_job_is_given_up_with_the_reasons() -> None:
+    rungs = get_args(Rung)
+
+    decision = decide_recovery(replace(DAMAGE, skip_rungs=rungs))
+
+    assert isinstance(decision, GiveUp)
+    assert decision.code == "no_rung_left"
+    assert "checkpoint: left out by protection.skip_rungs" in decision.reason
+
+
+def test_after_two_retries_without_a_step_the_next_rung_is_taken() -> None:
+    decision = taken(replace(ALIVE, retries=2, attempts=2))
+
+    assert decision.rung == "failover"
+    assert decision.passed_over[0] == "retry: tried 2 times without a new step"
+
+
+def test_the_last_tries_start_from_the_checkpoint() -> None:
+    assert taken(replace(DAMAGE, attempts=6)).rung == "replace"
+    assert taken(replace(DAMAGE, attempts=7)).rung == "checkpoint"
+
+
+def test_memory_that_was_not_what_it_should_be_is_not_used_again() -> None:
+    decision = taken(replace(DAMAGE, distrusted="unit 3 is at step 211 here"))
+
+    assert decision.rung == "checkpoint"
+    assert "failover: unit 3 is at step 211 here" in decision.passed_over
+
+
+def test_without_room_for_a_replacement_a_rollback_goes_on_with_fewer() -> None:
+    decision = taken(replace(NO_MEMORY, free_places=0))
+
+    assert decision.rung == "checkpoint"
     assert decision.reason.endswith("with 3 workers")
 
 
-def test_with_fewer_than_min_the_job_waits() -> None:
-    decision = decide_recovery(replace(DAMAGE, survivors=1, free_places=0))
+def test_with_fewer_than_min_the_job_waits_with_its_memory() -> None:
+    few = replace(DAMAGE, irreplaceable="node b is gone", survivors=1, free_places=0)
+
+    decision = decide_recovery(few)
 
     assert isinstance(decision, Wait)
-    assert "1 worker can run and workers.min is 2: waiting for nodes" in decision.reason
+    assert (decision.from_memory, decision.step, decision.redo_steps) == (True, 212, 0)
+    assert decision.reason.endswith(
+        "1 worker can run and workers.min is 2: waiting for nodes, to go on from memory at step 212"
+    )
+
+
+def test_with_fewer_than_min_and_no_memory_the_job_waits_with_the_checkpoint() -> None:
+    decision = decide_recovery(replace(NO_MEMORY, survivors=1, free_places=0))
+
+    assert isinstance(decision, Wait)
+    assert (decision.from_memory, decision.step, decision.redo_steps) == (False, 200, 12)
 
 
 def test_before_the_first_checkpoint_all_begin_again() -> None:
-    decision = decide_recovery(replace(DAMAGE, newest=None, ever_saved=False, committed_step=7))
+    decision = taken(replace(NO_MEMORY, newest=None, ever_saved=False, committed_step=7))
 
-    assert isinstance(decision, Recover)
     assert (decision.step, decision.redo_steps) == (0, 7)
     assert "all go back to the beginning (7 steps to redo)" in decision.reason
 
 
 def test_a_job_whose_checkpoints_are_all_refused_does_not_begin_from_scratch() -> None:
-    decision = decide_recovery(replace(DAMAGE, newest=None, refused=("c/200",)))
+    decision = decide_recovery(replace(NO_MEMORY, newest=None, refused=("c/200",)))
 
     assert isinstance(decision, GiveUp)
     assert decision.code == "bad_checkpoint"
@@ -119,6 +241,10 @@ def test_the_back_off_is_bounded() -> None:
             "communication failed with everybody alive (worker 0: reset)",
         ),
         ([Casualty("command", -1, "", "no store")], "no store"),
+        (
+            [Casualty("silent", 2, "a", "no heartbeat for 0.3 s")],
+            "worker 2 fell silent (no heartbeat for 0.3 s) and was killed",
+        ),
     ],
 )
 def test_what_happened_is_told_in_a_sentence(casualties: list[Casualty], sentence: str) -> None:

@@ -1,6 +1,7 @@
 """The journal as sentences, and the outcome in numbers."""
 
-from fake_world import World, small_job
+from fake_job import ROLLBACK, small_job
+from fake_world import World
 
 from elasticmoe.controller.record import Record
 from elasticmoe.controller.story import Story, story
@@ -13,8 +14,8 @@ def told(world: World) -> list[str]:
     return [line.partition(" s  ")[2] for line in story(world.records)]
 
 
-def test_a_run_with_a_kill_reads_like_this() -> None:
-    world = World()
+def test_a_run_with_a_rollback_reads_like_this() -> None:
+    world = World(job=small_job(protection=ROLLBACK))
     world.on_step[15] = lambda: world.kill(3)
     world.submit()
 
@@ -29,10 +30,36 @@ def test_a_run_with_a_kill_reads_like_this() -> None:
         "4 workers train from step 1 (workers 0 to 3)",
         "checkpoint of step 10 saved (0.0 MB)",
         "worker 3 was killed (signal 9); all went back to the checkpoint of step 10 and "
-        "4 workers trained on after 0.07 s; 5 steps redone; nothing else lost",
+        "4 workers trained on after 0.04 s; 5 steps redone; nothing else lost",
         "checkpoint of step 20 saved (0.0 MB)",
         "checkpoint of step 30 saved (0.0 MB)",
         "all 30 steps are done; saved in checkpoints/30-2",
+    ]
+
+
+def test_a_run_that_survives_from_memory_reads_like_this() -> None:
+    world = World(nodes={"a": 2, "b": 2}, job=small_job(checkpoint={"interval_steps": 30}))
+    world.at_point("begun", 8, lambda _: world.kill(3))
+    world.at_point("begun", 13, lambda _: world.cut())
+    world.at_point("begun", 23, lambda _: world.lose_node("b"))
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["kill 3", "cut", "lose b"]
+    assert told(world)[5:] == [
+        "worker 3 was killed (signal 9); replaced from its node's memory in 0.03 s; "
+        "step 8 redone; nothing lost",
+        "communication failed with everybody alive (worker 0: connection reset); 4 workers went on "
+        "from memory after 0.07 s; step 13 redone; nothing lost",
+        "node b was lost (agent does not answer)",
+        "node b was lost with workers 1 and 4 (agent does not answer); 2 workers went on without "
+        "them after 0.02 s; step 23 redone; nothing lost; 6 units have one home until protection "
+        "is restored",
+        "restoring protection: 6 units get another home",
+        "protection restored after 0.13 s",
+        "checkpoint of step 30 saved (0.0 MB)",
+        "all 30 steps are done; saved in checkpoints/30-4",
     ]
 
 
@@ -103,10 +130,19 @@ def test_the_summary_counts_what_happened() -> None:
         "outcome": "done",
         "steps": 30,
         "generations": 3,
-        "timelines": 3,
+        "timelines": 1,
         "faults": 2,
         "recoveries": 2,
-        "redone_steps": 9,
+        "recoveries_by_rung": {
+            "retry": 0,
+            "replace": 1,
+            "failover": 1,
+            "snapshot": 0,
+            "checkpoint": 0,
+        },
+        "redone_steps": 0,
+        "steps_rolled_back": 0,
+        "open_steps_redone": 1,
         "workers_lost": 3,
         "nodes_lost": 1,
         "newest_checkpoint": "checkpoints/30-3",

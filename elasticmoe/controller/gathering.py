@@ -1,0 +1,219 @@
+"""Who is in the next generation, and from where it starts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from elasticmoe.controller.capacity import decide_gather, decide_starting, room
+from elasticmoe.controller.casualties import decide_fence_silent
+from elasticmoe.controller.decisions import (
+    Fence,
+    Form,
+    Gather,
+    GiveUp,
+    LookAgain,
+    Recover,
+    Stop,
+    Wait,
+)
+from elasticmoe.controller.ending import decide_stop
+from elasticmoe.controller.faults import survey
+from elasticmoe.controller.memory import plan_recall
+from elasticmoe.controller.record import as_plain
+from elasticmoe.controller.recovery import decide_recovery, origin
+from elasticmoe.controller.replacing import dead_members, find_replacements, replacing
+from elasticmoe.controller.state import (
+    LIVING,
+    PARK_PATIENCE_S,
+    JobState,
+    Worker,
+    WorkerStatus,
+    having,
+)
+from elasticmoe.controller.vaults import shortage
+from elasticmoe.controller.wording import plural
+from elasticmoe.errors import PlanError
+from elasticmoe.plan.make import make_plan
+from elasticmoe.plan.types import Member, Plan
+from elasticmoe.spec.job import Rung
+
+FROM_MEMORY: Final = ("retry", "replace", "failover")
+
+Next = Gather | Fence | Form | Recover | Wait | Stop | GiveUp | LookAgain | None
+
+
+def decide_gathering(state: JobState) -> Next:
+    """Start what is missing, wait until all are ready, form."""
+    if state.stops:
+        return decide_stop(state)
+    silent = decide_fence_silent(state)
+    if silent is not None:
+        return silent
+    if state.casualties:
+        leaving = having(state, WorkerStatus.LEAVING)
+        reaped_s = max((worker.since_s + PARK_PATIENCE_S for worker in leaving), default=0.0)
+        if state.now_s < reaped_s:  # its death brings the place of its log, and frees its own
+            return LookAgain(reaped_s)
+        return decide_recovery(survey(state))
+    if state.now_s < state.retry_at_s:
+        return LookAgain(state.retry_at_s)
+    if state.rung in FROM_MEMORY and state.settled_step is None:
+        return decide_recovery(survey(state))  # a vault turned out to be further
+    match state.rung:
+        case "retry":
+            return _decide_retry(state)
+        case "replace":
+            return _decide_replace(state)
+        case "failover":
+            return _decide_failover(state)
+    return _decide_afresh(state)
+
+
+def _decide_afresh(state: JobState) -> Next:
+    """From a checkpoint: as many workers as are wanted and fit."""
+    wanted = _decide_number(state, state.spec.workers.replicas)
+    if wanted is not None:
+        return wanted
+    return _form_afresh(state)
+
+
+def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | LookAgain | None:
+    """Have a number of workers ready, or as many as there is room for; none: they are."""
+    living = state.workers.count(*LIVING)
+    if living < enough or living < state.spec.workers.min:
+        fitting = room(state)
+        if fitting < state.spec.workers.min:
+            return _decide_wait(state, fitting)
+        if living < min(enough, fitting):
+            return decide_gather(state, _missing(state, fitting))
+    if state.workers.count(WorkerStatus.STARTING):
+        return decide_starting(state)
+    return None
+
+
+def _decide_retry(state: JobState) -> Next:
+    if dead_members(state):
+        return _reconsider(state, "retry", "a member is gone")
+    return _form_from_memory(state, "retry", state.members, {}, state.plan)
+
+
+def _decide_replace(state: JobState) -> Next:
+    replacements = find_replacements(state)
+    if replacements.refusal:
+        return _reconsider(state, "replace", replacements.refusal)
+    if replacements.hires:
+        return replacing(state, replacements, "the place of a dead member is empty")
+    newcomer = dict(replacements.found)
+    if any(state.workers[one].status is WorkerStatus.STARTING for one in newcomer.values()):
+        return decide_starting(state)
+    workers = tuple(newcomer.get(number, number) for number in state.members)
+    replaced = {new: dead for dead, new in replacements.found}
+    return _form_from_memory(state, "replace", workers, replaced, state.plan)
+
+
+def _decide_failover(state: JobState) -> Next:
+    """Nobody waits for a worker that starts, unless there are too few without it."""
+    if state.workers.count(WorkerStatus.IDLE) < state.spec.workers.min:
+        wanted = _decide_number(state, state.spec.workers.replicas)
+        if wanted is not None:
+            return wanted
+    workers = tuple(worker.number for worker in _ready(state))
+    return _form_from_memory(state, "failover", workers, {}, None)
+
+
+def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveUp:
+    """What was decided does not work any more: take the next rung that does."""
+    return decide_recovery(survey(state, ((rung, why),)))
+
+
+def _ready(state: JobState) -> tuple[Worker, ...]:
+    """Workers for the next generation; those of one node follow each other."""
+    ready = sorted(
+        having(state, WorkerStatus.IDLE),
+        key=lambda worker: (state.nodes[worker.node].domain, worker.node, worker.number),
+    )
+    return tuple(ready[: state.spec.workers.replicas])
+
+
+def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
+    nodes = [state.workers[number].node for number in workers]
+    return tuple(
+        Member(number, node, state.nodes[node].domain)
+        for number, node in zip(workers, nodes, strict=True)
+    )
+
+
+def _form_from_memory(
+    state: JobState,
+    rung: Rung,
+    workers: tuple[int, ...],
+    replaced: Mapping[int, int],
+    plan: Plan | None,
+) -> Form | Recover | Wait | GiveUp:
+    assert state.settled_step is not None, "a rung of memory has settled the step"
+    step, members = state.settled_step, _members(state, workers)
+    try:
+        laid_out, memory = plan_recall(state, members, step=step, replaced=replaced, plan=plan)
+    except PlanError as error:
+        return _reconsider(state, rung, str(error))
+    reason = f"{plural(len(members), 'worker')} go on from memory at step {step}"
+    return replace(_form(state, laid_out, step, reason), memory=memory)
+
+
+def _form_afresh(state: JobState) -> Form | GiveUp:
+    members = _members(state, tuple(worker.number for worker in _ready(state)))
+    assert state.job is not None, "no job was submitted"
+    try:
+        plan = make_plan(state.job.spec, state.job.inventory, members)
+    except PlanError as error:
+        return GiveUp(state.now_s, error.code, "", f"no plan for {len(members)} workers: {error}")
+    start = state.newest
+    reason = f"{plural(len(members), 'worker')} start from {origin(start)}"
+    form = _form(state, plan, start.step if start else 0, reason)
+    return replace(form, checkpoint=start.uri if start else None)
+
+
+def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
+    workers = tuple(member.worker for member in plan.members)
+    return Form(
+        at_s=state.now_s,
+        generation=state.generation + 1,
+        timeline=state.timeline + (step < state.committed_step),
+        plan=as_plain(plan.to_json()),  # as the journal will give it back
+        workers=workers,
+        store_node=plan.members[0].node,
+        step=step,
+        checkpoint=None,
+        first_command=state.next_command,
+        reason=reason,
+        newcomers=tuple(number for number in workers if number not in state.positions),
+    )
+
+
+def _decide_wait(state: JobState, fitting: int) -> Wait:
+    from_memory = state.settled_step is not None and not shortage(
+        state, state.settled_step, frozenset(state.nodes)
+    )
+    newest = state.newest.step if state.newest else 0
+    step = state.settled_step if from_memory and state.settled_step is not None else newest
+    reason = (
+        f"{plural(fitting, 'worker')} can run and workers.min is {state.spec.workers.min}: "
+        "waiting for nodes"
+    )
+    return Wait(
+        at_s=state.now_s,
+        step=step,
+        redo_steps=max(state.committed_step - step, 0),
+        refused=(),
+        evidence=(),
+        reason=reason,
+        from_memory=from_memory,
+    )
+
+
+def _missing(state: JobState, fitting: int) -> str:
+    wanted = state.spec.workers.replicas
+    target = min(wanted, fitting)
+    missing = target - state.workers.count(*LIVING)
+    fewer = f", room for no more of the {wanted} wanted" if target < wanted else ""
+    return f"{missing} missing of {target}{fewer}"

@@ -1,0 +1,98 @@
+"""Who takes the place of a dead member: a worker of its node, which can go on in its memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from elasticmoe.controller.capacity import free_on
+from elasticmoe.controller.casualties import repeated_failure
+from elasticmoe.controller.decisions import Gather
+from elasticmoe.controller.state import LIVING, JobState, WorkerStatus
+from elasticmoe.controller.wording import described, workers_named
+
+FAILED_STARTS: Final = 2
+"""Workers that died on a node before they were ready: no more are started there for this fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replacements:
+    """How the dead members of the current generation can be replaced."""
+
+    found: tuple[tuple[int, int], ...]
+    """(dead member, worker of its node that is there already)."""
+    hires: tuple[tuple[int, str], ...]
+    """(number, node) of workers that must be started first."""
+    refusal: str
+    """Why not all of them can be; empty: they can."""
+
+
+def dead_members(state: JobState) -> tuple[int, ...]:
+    """Members of the current generation that will not be in the next one, ascending."""
+    leaving = state.workers.having(WorkerStatus.LEAVING)
+    ending = [worker.number for worker in leaving if worker.number in state.positions]
+    return tuple(sorted({*state.lost_members, *ending}))
+
+
+def find_replacements(state: JobState) -> Replacements:
+    """Match every dead member with a worker of its node that is in no generation, or a new one."""
+    assert state.plan is not None, "without a generation nobody is a member"
+    dead: dict[str, list[int]] = {}
+    for number in dead_members(state):
+        dead.setdefault(state.plan.members[state.positions[number]].node, []).append(number)
+    found: list[tuple[int, int]] = []
+    hires: list[tuple[int, str]] = []
+    refusals: list[str] = []
+    for node, numbers in sorted(dead.items()):
+        waiting = _outsiders(state, node)
+        lacking = 0
+        for number in numbers:
+            outsider = next(waiting, None)
+            if outsider is None:
+                lacking += 1
+            else:
+                found.append((number, outsider))
+        hires += [(state.next_worker + len(hires) + n, node) for n in range(lacking)]
+        refusals.append(_refusal(state, node, lacking))
+    return Replacements(tuple(found), tuple(hires), next(filter(None, refusals), ""))
+
+
+def decide_early_start(state: JobState) -> Gather | None:
+    """Start replacements as soon as a death is known, while the survivors still park.
+
+    If it turns out that they are not needed, they are spare workers.
+    """
+    protection = state.spec.protection
+    if not state.lost_members or "replace" in protection.skip_rungs:
+        return None
+    if state.attempts >= protection.max_restarts or repeated_failure(state) is not None:
+        return None
+    replacements = find_replacements(state)
+    if replacements.refusal or not replacements.hires:
+        return None
+    return replacing(state, replacements, described(state.casualties))
+
+
+def replacing(state: JobState, replacements: Replacements, why: str) -> Gather:
+    """Start the workers that are missing."""
+    workers = state.workers.count(*LIVING) + len(replacements.hires)
+    reason = f"{why}; {workers_named(state.lost_members)} can be replaced in place"
+    return Gather(state.now_s, workers, replacements.hires, reason)
+
+
+def _outsiders(state: JobState, node: str) -> Iterator[int]:
+    """Workers of a node that are in no generation, those that are ready first."""
+    there = [state.workers[number] for number in state.workers.on_node(node)]
+    for status in (WorkerStatus.IDLE, WorkerStatus.STARTING):
+        for worker in there:
+            if worker.status is status and worker.number not in state.positions:
+                yield worker.number
+
+
+def _refusal(state: JobState, node: str, lacking: int) -> str:
+    if node not in state.nodes:
+        return f"node {node} is gone"
+    if lacking > free_on(state, node):
+        return f"there is no room on node {node}"
+    if lacking and state.failed_starts.get(node, 0) >= FAILED_STARTS:
+        return f"workers do not start on node {node}"
+    return ""

@@ -1,0 +1,88 @@
+"""Workers that live and do nothing: silent ones, and ones that loop."""
+
+import pytest
+from fake_job import small_job
+from fake_world import World, assert_sound, decisions
+from survival import done, last_sentence, rungs
+
+from elasticmoe.controller.decisions import Break, Fence
+from elasticmoe.messages.commands import KillWorkers
+from elasticmoe.messages.events import TimePassed
+
+
+def test_a_stopped_worker_is_killed_at_once_and_replaced() -> None:
+    world = World()
+    world.at_point("begun", 13, lambda _: world.stop(2))
+
+    done(world)
+
+    assert world.fired == ["stop 2"]
+    assert [c.workers for c in world.commands if isinstance(c, KillWorkers)] == [(2,)]
+    (fence,) = decisions(world, Fence)
+    assert fence.at_s == decisions(world, Break)[0].at_s
+    assert last_sentence(world) == (
+        "worker 2 fell silent (no heartbeat for 0.2 s) and was killed; "
+        "replaced from its node's memory in 0.04 s; step 13 redone; nothing lost"
+    )
+
+
+def test_a_silent_worker_outside_the_gang_is_killed_without_a_break() -> None:
+    world = World(nodes={"a": 2, "b": 1}, job=small_job(workers={"settle_s": 0.1}))
+    world.on_step[3] = lambda: world.add_node("c", 1)
+    world.submit()
+    world.run(until=lambda: 3 in world.alive)
+    world.stop(3)
+
+    world.run()
+
+    assert world.fired == ["add c", "stop 3"]
+    assert [fence.workers for fence in decisions(world, Fence)] == [(3,)]
+    assert decisions(world, Break) == []
+    assert_sound(world)
+
+
+def test_a_worker_that_loops_without_progress_is_found_by_the_bound_and_replaced() -> None:
+    world = World()
+    world.at_point("begun", 13, lambda _: world.hang(2))
+
+    done(world)
+
+    assert world.fired == ["hang 2"]
+    assert rungs(world) == ["replace"]
+    (broken,) = decisions(world, Break)
+    assert broken.reason == (
+        "no step for 0.35 s, the bound is 0.30 s (the slowest of the last 11 steps took 0.10 s)"
+    )
+    assert "worker 2 did not leave its generation in time and was killed" in last_sentence(world)
+    (fence,) = decisions(world, Fence)
+    assert fence.at_s - broken.at_s == pytest.approx(0.1)
+
+
+def test_a_stall_with_everybody_alive_is_tried_again_and_doubles_the_bound() -> None:
+    world = World()
+    world.at_point("begun", 13, lambda _: setattr(world, "pause_s", 0.5))
+
+    done(world)
+
+    assert rungs(world) == ["retry"]
+    assert "no step for" in decisions(world, Break)[0].reason
+    assert world.state.pace.doublings == 0
+
+
+def test_slow_checkpoints_and_first_steps_are_no_stalls() -> None:
+    world = World(save_pause_s=0.6, first_pause_s=0.8)
+    world.at_point("begun", 13, lambda _: world.kill(1))
+
+    done(world)
+
+    assert rungs(world) == ["replace"]
+    assert len(decisions(world, Break)) == 1
+
+
+def test_timers_that_watch_the_pace_leave_no_record() -> None:
+    world = World()
+
+    done(world)
+
+    timers = [one for one in world.records if isinstance(one.body, TimePassed)]
+    assert timers == []
