@@ -8,20 +8,23 @@ own workers, because with gloo nobody else would (a dead peer is seen by its nei
 import asyncio
 import json
 import os
-import signal
 import socket
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
 from elasticmoe.cluster.outbox import Deliver, Outbox
 from elasticmoe.cluster.stores import StoreKeeper
+from elasticmoe.cluster.vault_keeper import VaultKeeper
 from elasticmoe.cluster.warm_parent import ForkRequest
+from elasticmoe.cluster.watch import POLL_S, HeartbeatWatch, Sign
+from elasticmoe.cluster.worker_process import Worker, core_waits, is_stopped
 from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import to_line
-from elasticmoe.messages.events import NodeUp, WorkerDied
+from elasticmoe.messages.events import NodeUp, WorkerDied, WorkerSilent
 from elasticmoe.messages.worker import BreakGang, WorkerParked, WorkerReady
 from elasticmoe.telemetry.log import get_log
 
@@ -57,23 +60,6 @@ class AgentConfig:
     """Without a word from a controller for this long, the agent ends itself."""
 
 
-@dataclass(slots=True)
-class Worker:
-    """A forked worker, from the request to its end."""
-
-    number: int
-    log: str
-    device: str | None
-    writer: asyncio.StreamWriter
-    reading: asyncio.Task[None]
-    pidfd: int = -1
-    pid: int = 0
-    ready: bool = False
-    generation: int = 0
-    """Newest generation that it was told to form."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Agent:
     """Runs the workers of one job on one node."""
 
@@ -99,11 +85,14 @@ class Agent:
         self._was_warm = False
         self._gone_because = ""
         self._stores = StoreKeeper(config.host, self._fork)
+        self._vaults = VaultKeeper()
+        self._watch = HeartbeatWatch(is_stopped, core_waits)
 
     async def start(self) -> None:
-        """Connect to the warm parent and begin to deliver reports."""
+        """Connect to the warm parent, begin to deliver reports and to watch heartbeats."""
         self._connect()
         self._spawn_task(self._run_outbox())
+        self._spawn_task(self._watch_heartbeats())
 
     def facts(self) -> list[bytes]:
         """What a controller that has just taken over must know, as lines of events."""
@@ -136,16 +125,32 @@ class Agent:
         self._outbox.heard()
         for number in workers:
             if number in self._workers:
-                _kill(self._workers[number])
+                self._workers[number].kill()
 
     async def form(self, generation: int, lines: Mapping[int, bytes]) -> None:
-        """Send members their `FormGang`, once each. One that is dead is being reported."""
+        """Send members their `FormGang`, once each. One that is dead is being reported.
+
+        Args:
+            generation: that the lines are of.
+            lines: by worker; the files of vaults are filled in here.
+
+        Raises:
+            ClusterError: a vault that the lines count on is not here; nobody was told anything.
+        """
         self._outbox.heard()
-        for number, line in lines.items():
-            worker = self._workers.get(number)
-            if worker is not None and worker.generation < generation:
-                worker.generation = generation
-                worker.writer.write(line)
+        new = {
+            number: line
+            for number, line in lines.items()
+            if number in self._workers and self._workers[number].generation < generation
+        }
+        for number, line in self._vaults.complete(new, living=self._workers).items():
+            self._workers[number].generation = generation
+            self._workers[number].writer.write(line)
+
+    def forget_vaults(self, workers: tuple[int, ...]) -> None:
+        """Give up what dead workers left behind."""
+        self._outbox.heard()
+        self._vaults.forget(set(workers) - set(self._workers))
 
     def instruct(self, generation: int, line: bytes) -> None:
         """Send an `Instruct` to every local member of the generation."""
@@ -209,7 +214,7 @@ class Agent:
         log.info("agent_ends", reason=reason)
         running = list(self._workers.values())
         for worker in running:
-            _kill(worker)
+            worker.kill()
         waits = [worker.ended.wait() for worker in running]
         try:
             await asyncio.wait_for(asyncio.gather(*waits), timeout=5.0)
@@ -224,6 +229,7 @@ class Agent:
             self._link = None
         for task in self._tasks:
             task.cancel()
+        self._vaults.close()
         self.over.set()
 
     def notice(self, text: str) -> None:
@@ -250,6 +256,7 @@ class Agent:
             except ConnectionRefusedError:  # it ended since, or never got as far
                 self._warm_name = self._spawn()
                 self._link = WarmParentLink(self._warm_name, listener)
+            self._link.prepare({"entry": self.config.entry, "job": self.config.job})
             self._stores.prepare_spare()
         return self._link
 
@@ -268,7 +275,7 @@ class Agent:
     def _on_forked(self, child: str, pid: int) -> None:
         worker = self._worker_named(child)
         if worker is not None:
-            worker.pid, worker.pidfd = pid, os.pidfd_open(pid)
+            worker.forked(pid)
 
     def _on_exited(self, child: str, evidence: str) -> None:
         worker = self._worker_named(child)
@@ -302,6 +309,7 @@ class Agent:
             "job": self.config.job,
             "worker": number,
             "log_dir": self.config.log_dir,
+            "pulse": self._vaults.begin(number),
         }
         environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
         try:
@@ -314,34 +322,56 @@ class Agent:
         return next((device for device in self.config.devices if device not in taken), None)
 
     async def _listen(self, number: int, reader: asyncio.StreamReader) -> None:
-        """Pass a worker's reports on, in order, until its socket closes."""
+        """Pass a worker's reports on, in order, until its socket closes: nothing else is seen as
+        soon when a worker dies."""
+        worker = self._workers[number]
         try:
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # not cut off by its death
                 report = json.loads(line)
-                worker = self._workers[number]
                 if report["kind"] == "WorkerReady":
                     worker.ready = True
                 elif report["kind"] in ("WorkerParked", "WorkerFailed"):
                     self._break_locally(report["generation"], but=number)
+                has_state = report["kind"] == "GangFormed" or report.get("copies")
+                if has_state and report["generation"] == worker.generation:
+                    self._vaults.opened(number)
                 await self._outbox.put_when_free(line)
         except ConnectionResetError:
-            return  # it died with a command unread; its end is reported by the warm parent
+            log.info("died_with_a_command_unread", worker=number)
+        self._break_locally(worker.generation, but=number)
 
     async def _bury(self, worker: Worker, evidence: str) -> None:
         """Report a death: the others are told first, its last words come before it."""
         self._break_locally(worker.generation, but=worker.number)
-        if worker.pidfd >= 0:
-            await _ended(worker.pidfd)
+        await worker.until_gone()
         await asyncio.wait({worker.reading}, timeout=DRAIN_TIMEOUT_S)
-        worker.reading.cancel()
-        worker.writer.close()
         if self._workers.pop(worker.number, None) is None:
             return
-        if worker.pidfd >= 0:
-            os.close(worker.pidfd)
-        worker.ended.set()
-        died = WorkerDied(0.0, self.config.node, worker.number, evidence, worker.log)
+        copies = self._vaults.copies(worker.number)
+        self._vaults.end(worker.number)
+        worker.let_go()
+        node, log_file = self.config.node, worker.log
+        died = WorkerDied(0.0, node, worker.number, evidence, log_file, copies)
         await self._outbox.put_when_free(to_line(died))
+
+    async def _watch_heartbeats(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            for silence in self._watch.look(time.monotonic(), self._signs()):
+                self._break_locally(self._workers[silence.worker].generation, but=None)
+                log.warning("silent", worker=silence.worker, evidence=silence.evidence)
+                silent = WorkerSilent(0.0, self.config.node, silence.worker, silence.evidence)
+                self._spawn_task(self._outbox.put_when_free(to_line(silent)))
+
+    def _signs(self) -> list[Sign]:
+        """Those that have not beaten yet are not watched: the controller's patience is for them."""
+        signs = []
+        for worker in self._workers.values():
+            pulse = self._vaults.pulse(worker.number)
+            beat_s = pulse.beat_s()
+            if worker.ready and beat_s is not None:
+                signs.append(Sign(worker.number, worker.pid, beat_s, pulse.phase))
+        return signs
 
     def _break_locally(self, generation: int, but: int | None) -> None:
         if generation <= self._broken:
@@ -367,24 +397,3 @@ class Agent:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _kill(worker: Worker) -> None:
-    if worker.pidfd >= 0:
-        try:
-            signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return  # already reaped; its end is being reported
-    else:
-        worker.writer.close()  # not forked yet: it will find its agent gone
-
-
-async def _ended(pidfd: int) -> None:
-    """Wait until a process has ended (its parent may not have reaped it yet)."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)

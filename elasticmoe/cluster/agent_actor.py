@@ -105,6 +105,11 @@ class AgentActor:
         self._heed(term)
         await self._agent.form(generation, lines)
 
+    async def forget_vaults(self, term: int, workers: tuple[int, ...]) -> None:
+        """See `Agent.forget_vaults`."""
+        self._heed(term)
+        self._agent.forget_vaults(workers)
+
     async def instruct(self, term: int, generation: int, line: bytes) -> None:
         """See `Agent.instruct`."""
         self._heed(term)

@@ -1,6 +1,7 @@
 """The controller's hands: commands become calls to agents, timers and clerks' work."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass
@@ -12,12 +13,13 @@ from elasticmoe.cluster.agents import Agents
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.run import error_from
 from elasticmoe.errors import ClusterError, ElasticMoEError
-from elasticmoe.messages.codec import to_line
+from elasticmoe.messages.codec import encode, to_line
 from elasticmoe.messages.commands import (
     BreakGeneration,
     Command,
     DeleteCheckpoint,
     EndJob,
+    ForgetVaults,
     FormGeneration,
     InstructGang,
     KillWorkers,
@@ -77,6 +79,9 @@ class Hands:
                 self._begin(command, call, node=command.node)
             case FormGeneration():
                 self._begin_forming(command)
+            case ForgetVaults():
+                call = self._call(command.node, "forget_vaults", command.workers)
+                self._begin(command, call, node=command.node)
             case BreakGeneration():
                 self._begin(command, self._break(command), generation=command.generation)
             case InstructGang():
@@ -129,20 +134,23 @@ class Hands:
     async def _form(self, command: FormGeneration, members: dict[str, dict[int, int]]) -> None:
         generation = command.generation
         host, port = await self._agents.call(command.store_node, "open_store", generation)
+        order = encode(
+            FormGang(
+                generation=generation,
+                member=-1,
+                plan={},
+                store_host=host,
+                store_port=port,
+                checkpoint=command.checkpoint,
+                first_command=command.first_command,
+                memory=command.memory,
+            )
+        )
+        order["plan"] = command.plan  # plain data already: not walked through once per member
         calls = []
         for node, positions in members.items():
             lines = {
-                worker: to_line(
-                    FormGang(
-                        generation=generation,
-                        member=position,
-                        plan=command.plan,
-                        store_host=host,
-                        store_port=port,
-                        checkpoint=command.checkpoint,
-                        first_command=command.first_command,
-                    )
-                )
+                worker: json.dumps({**order, "member": position}).encode() + b"\n"
                 for worker, position in positions.items()
             }
             calls.append(self._call(node, "form", generation, lines))

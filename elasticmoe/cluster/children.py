@@ -1,4 +1,5 @@
-"""What the warm parent forks: a worker, or the host of a generation's rendezvous store."""
+"""What the warm parent forks: a worker, or the host of a generation's rendezvous store; and what
+it does itself, so that no child has to."""
 
 import importlib
 import socket
@@ -14,12 +15,24 @@ def run_worker_child(sock: socket.socket, arguments: dict[str, Any]) -> None:
 
     Args:
         sock: connection to the agent.
-        arguments: `entry` (`module:function`), `job` (JSON text), `worker`, `log_dir`.
+        arguments: `entry` (`module:function`), `job` (JSON text), `worker`, `log_dir`, `pulse`
+            (file of the heartbeat page; empty: nobody watches).
     """
     module, _, name = arguments["entry"].partition(":")
     entry = getattr(importlib.import_module(module), name)
     job = JobSpec.model_validate_json(arguments["job"])
-    entry(sock, job, arguments["worker"], arguments["log_dir"])
+    entry(sock, job, arguments["worker"], arguments["log_dir"], arguments["pulse"])
+
+
+def prepare_for_job(arguments: dict[str, Any]) -> None:
+    """In the warm parent: have ready what every worker of the job needs, if its entry says how.
+
+    Args:
+        arguments: `entry` and `job`, as for `run_worker_child`.
+    """
+    module = importlib.import_module(arguments["entry"].partition(":")[0])
+    if hasattr(module, "prepare"):
+        module.prepare(JobSpec.model_validate_json(arguments["job"]))
 
 
 def serve_store(sock: socket.socket, arguments: dict[str, Any]) -> None:

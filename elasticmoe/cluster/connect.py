@@ -28,6 +28,7 @@ def start_local_ray() -> None:
     os.environ.pop("RAY_ADDRESS", None)
     try:
         ray.init(
+            address="local",  # never another Ray that happens to run here
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,

@@ -84,6 +84,12 @@ class WarmParentLink:
         with end:
             socket.send_fds(self._socket, [packet], [end.fileno()])
 
+    def prepare(self, arguments: dict[str, Any]) -> None:
+        """Have done once, before children are forked, what each of them would do at its start."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            self.fork(ForkRequest("prepare", "prepare", arguments, os.devnull, {}), theirs)
+
     def close(self) -> None:
         """Leave; the warm parent ends, and its children with it."""
         if self._socket.fileno() >= 0:

@@ -52,6 +52,8 @@ CHILDREN: Final = {
     "clerk": "elasticmoe.cluster.clerk:serve_one_request",
 }
 """What may be forked: functions of (socket, arguments)."""
+PREPARE: Final = "elasticmoe.cluster.children:prepare_for_job"
+"""What a request of kind `prepare` has this process do itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class ForkRequest:
     child: str
     """Name that the answers carry: `worker-3`, `store-1`."""
     kind: str
-    """A key of `CHILDREN`."""
+    """A key of `CHILDREN`, or `prepare`: no child, but work that children then need not do."""
     arguments: dict[str, Any]
     log: str
     """File that its output is appended to."""
@@ -102,8 +104,20 @@ class WarmParent:
             return False
         request = ForkRequest(**json.loads(packet))
         (fd,) = fds
-        self._fork(request, fd)
+        if request.kind == "prepare":
+            os.close(fd)
+            self._prepare(request)
+        else:
+            self._fork(request, fd)
         return True
+
+    def _prepare(self, request: ForkRequest) -> None:
+        """Children inherit what is done here. If it fails, they meet the error themselves."""
+        try:
+            _resolve(PREPARE)(request.arguments)
+        except Exception:
+            traceback.print_exc()
+        gc.freeze()
 
     def _fork(self, request: ForkRequest, fd: int) -> None:
         parent = os.getpid()

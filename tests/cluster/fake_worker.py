@@ -2,13 +2,20 @@
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
 
 from elasticmoe.messages.codec import by_name, from_line, to_line
 from elasticmoe.messages.worker import (
     BreakGang,
     CheckpointPart,
+    Copies,
     FormGang,
     GangEnded,
     GangFormed,
@@ -19,55 +26,165 @@ from elasticmoe.messages.worker import (
     WorkerReady,
 )
 from elasticmoe.spec.job import JobSpec
+from elasticmoe.vault.layout import VaultLayout
+from elasticmoe.vault.pulse import Pulse
+from elasticmoe.vault.vault import Vault, read_copies
 
+T = TypeVar("T")
 STEP_S = 0.02
 COMMANDS = by_name(WorkerCommand)
+LAYOUT = VaultLayout(num_units=6, num_layers=1, num_experts=2, numel=12, largest_unit=2, itemsize=4)
 
 
-def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> None:
-    """Take a step every `STEP_S` until the job's steps are done or the agent is gone."""
-    sock.sendall(to_line(WorkerReady(worker, os.getpid())))
-    gang: FormGang | None = None
-    step, stop, instructed = 0, False, 0
-    buffer = b""
-    while True:
-        sock.settimeout(None if gang is None else STEP_S)
-        try:
-            received = sock.recv(1 << 16)
-        except TimeoutError:
-            received = None
-        if received == b"":
-            return
-        buffer += received or b""
-        while b"\n" in buffer:
-            line, _, buffer = buffer.partition(b"\n")
-            command = from_line(COMMANDS, line)
-            if isinstance(command, FormGang):
-                gang = command
-                step = int(gang.checkpoint[-8:]) if gang.checkpoint else 0
-                began = time.monotonic()
-                meet(command)
-                groups_s = time.monotonic() - began
-                say = GangFormed(gang.generation, worker, step + 1, {"groups": groups_s})
-                sock.sendall(to_line(say))
-            elif isinstance(command, BreakGang) and gang is not None:
-                sock.sendall(to_line(WorkerParked(gang.generation, worker, step, "told to")))
-                gang = None
-            elif isinstance(command, Instruct):
-                stop, instructed = command.action == "stop", command.number
-        if gang is None or received is not None:
-            continue
-        step += 1
+def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str, pulse: str) -> None:
+    """Take a step every `STEP_S` until the job's steps are done or the agent is gone.
+
+    Its heart stops, and nothing else, at SIGUSR1.
+    """
+    FakeWorker(sock, job, worker, pulse, keep=None).run()
+
+
+def run_with_vault(
+    sock: socket.socket, job: JobSpec, worker: int, log_dir: str, pulse: str
+) -> None:
+    """The same, with all units in its vault, from `FromMemory.step` where it is told to."""
+    FakeWorker(sock, job, worker, pulse, keep=Kept(worker)).run()
+
+
+def crash_at_once(sock: socket.socket, job: JobSpec, worker: int, log_dir: str, pulse: str) -> None:
+    """Raise before the first report."""
+    raise RuntimeError(json.dumps({"worker": worker}))
+
+
+def start_beating(path: str) -> Pulse:
+    """Beat every 10 ms, until SIGUSR1."""
+    pulse = open_file(path, Pulse)
+    goes_on = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: goes_on.set())
+
+    def beat() -> None:
+        while not goes_on.wait(0.01):
+            pulse.beat()
+
+    threading.Thread(target=beat, daemon=True).start()
+    return pulse
+
+
+def open_file(path: str, kind: Callable[[int], T]) -> T:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return kind(fd)
+    finally:
+        os.close(fd)
+
+
+class Kept:
+    """What a worker with a vault keeps in it: the step, in every unit's stamps."""
+
+    def __init__(self, worker: int) -> None:
+        self._worker = worker
+        self._vault: Vault | None = None
+        self._path = ""
+
+    def join(self, gang: FormGang) -> dict[str, float]:
+        """Open what the order names; tell what was found there."""
+        if gang.vault:
+            self._path = gang.vault
+            self._vault = open_file(gang.vault, lambda fd: Vault(fd, LAYOUT))
+        assert self._vault is not None
+        found = {"vault_step": self._vault.step}
+        for dead, path in gang.adopted:
+            found[f"adopted_step_{dead}"] = open_file(path, Vault).step
+        self._vault.join(gang.generation)
+        return found
+
+    def commit(self, step: int) -> None:
+        vault = self._vault
+        assert vault is not None
+        vault.stamps_U2[...] = step + 1
+        nothing_LE = np.zeros((1, 2))
+        vault.write_progress(step, step, nothing_LE, nothing_LE)
+
+    def copies(self) -> Copies | None:
+        return read_copies(self._vault, self._worker, is_alive=True) if self._vault else None
+
+
+class FakeWorker:
+    """Obeys its agent."""
+
+    def __init__(
+        self, sock: socket.socket, job: JobSpec, worker: int, pulse: str, keep: Kept | None
+    ) -> None:
+        self._sock, self._job, self._worker = sock, job, worker
+        self._say(WorkerReady(worker, os.getpid()))
+        self._pulse = start_beating(pulse)
+        self._kept = keep
+        self._gang: FormGang | None = None
+        self._step, self._stop, self._instructed = 0, False, 0
+
+    def run(self) -> None:
+        """Serve until the agent is gone."""
+        buffer = b""
+        while True:
+            self._sock.settimeout(None if self._gang is None else STEP_S)
+            try:
+                received = self._sock.recv(1 << 16)
+            except TimeoutError:
+                self._take_step()
+                continue
+            if not received:
+                return
+            buffer += received
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                self._obey(from_line(COMMANDS, line))
+
+    def _obey(self, command: WorkerCommand) -> None:
+        match command:
+            case FormGang():
+                self._join(command)
+            case BreakGang() if self._gang is not None:
+                copies = self._kept.copies() if self._kept else None
+                generation = self._gang.generation
+                self._say(WorkerParked(generation, self._worker, self._step, "told to", copies))
+                self._gang = None
+            case Instruct():
+                self._stop, self._instructed = command.action == "stop", command.number
+
+    def _join(self, gang: FormGang) -> None:
+        self._gang = gang
+        self._pulse.restart_count()
+        self._pulse.enter("form", 0)
+        found = self._kept.join(gang) if self._kept else {}
+        self._step = int(gang.checkpoint[-8:]) if gang.checkpoint else 0
+        if gang.memory is not None:
+            self._step = gang.memory.step
+        began = time.monotonic()
+        meet(gang)
+        found["groups"] = time.monotonic() - began
+        self._say(GangFormed(gang.generation, self._worker, self._step + 1, found))
+
+    def _take_step(self) -> None:
+        gang, job = self._gang, self._job
+        assert gang is not None
+        step = self._step = self._step + 1
+        self._pulse.enter("compute", step)
+        self._pulse.count_collective()
+        if self._kept is not None:
+            self._kept.commit(step)
         if gang.member == 0:
             size = job.batch.global_samples
             samples = ((step - 1) * size, step * size)
-            done = StepDone(gang.generation, step, STEP_S, 1 / step, {}, samples, instructed)
-            sock.sendall(to_line(done))
-        if step == job.schedule.steps or stop:
-            part = CheckpointPart(gang.generation, worker, step, [], {"step": step})
-            sock.sendall(to_line(part))
-            sock.sendall(to_line(GangEnded(gang.generation, worker, step)))
-            gang = None
+            self._say(
+                StepDone(gang.generation, step, STEP_S, 1 / step, {}, samples, self._instructed)
+            )
+        if step == job.schedule.steps or self._stop:
+            self._say(CheckpointPart(gang.generation, self._worker, step, [], {"step": step}))
+            self._say(GangEnded(gang.generation, self._worker, step))
+            self._gang = None
+
+    def _say(self, message: object) -> None:
+        self._sock.sendall(to_line(message))
 
 
 def meet(gang: FormGang) -> None:
@@ -79,8 +196,3 @@ def meet(gang: FormGang) -> None:
     store.add(key, 1)
     while int(store.add(key, 0)) < len(gang.plan["members"]):
         time.sleep(0.001)
-
-
-def crash_at_once(sock: socket.socket, job: JobSpec, worker: int, log_dir: str) -> None:
-    """Raise before the first report."""
-    raise RuntimeError(json.dumps({"worker": worker}))

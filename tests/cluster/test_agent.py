@@ -1,98 +1,17 @@
 """The node agent without Ray: real processes, fake training."""
 
 import asyncio
-import json
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jobs_for_tests import tiny_job
+from agents_for_tests import Controller, form, run_with_agent, until_gone
 
-from elasticmoe.cluster.agent import Agent, AgentConfig
-from elasticmoe.messages.codec import to_line
-from elasticmoe.messages.worker import FormGang
+from elasticmoe.cluster.agent import Agent
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(60)]
-
-
-class Controller:
-    """Keeps what an agent delivers, with the time it came."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[float, dict[str, Any]]] = []
-        self.answers = True
-
-    async def deliver(self, lines: list[bytes]) -> bool:
-        if not self.answers:
-            raise ConnectionError("no controller")
-        self.heard += [(time.monotonic(), json.loads(line)) for line in lines]
-        return True
-
-    async def wait_for(self, kind: str, count: int = 1) -> list[tuple[float, dict[str, Any]]]:
-        for _ in range(2000):
-            found = [(at, m) for at, m in self.heard if m["kind"] == kind]
-            if len(found) >= count:
-                return found
-            await asyncio.sleep(0.005)
-        raise AssertionError(f"{kind} did not come; heard {[m['kind'] for _, m in self.heard]}")
-
-
-def run_with_agent(
-    tmp_path: Path,
-    scenario: Callable[[Agent, Controller], Awaitable[None]],
-    **changes: Any,
-) -> None:
-    """Run a scenario against a fresh agent, and end the agent afterwards."""
-
-    async def main() -> None:
-        controller = Controller()
-        fields = {
-            "node": "here",
-            "domain": "here",
-            "host": "127.0.0.1",
-            "capacity": 4,
-            "job": tiny_job(tmp_path / "run").model_dump_json(),
-            "log_dir": str(tmp_path / "logs"),
-            "entry": "fake_worker:run_worker",
-            **changes,
-        }
-        agent = Agent(AgentConfig(**fields), controller.deliver)
-        await agent.start()
-        try:
-            await scenario(agent, controller)
-        finally:
-            await agent.end("the test is over")
-
-    asyncio.run(main())
-
-
-async def form(agent: Agent, generation: int, workers: tuple[int, ...]) -> None:
-    host, port = await agent.open_store(generation)
-    plan = {"members": [{"worker": worker} for worker in workers]}
-    lines = {
-        worker: to_line(FormGang(generation, member, plan, host, port, None))
-        for member, worker in enumerate(workers)
-    }
-    await agent.form(generation, lines)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-async def until_gone(pids: list[int], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(is_alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still there: {[p for p in pids if is_alive(p)]}"
-        await asyncio.sleep(0.005)
 
 
 def test_a_killed_worker_is_reported_and_the_other_is_told_that_the_generation_is_over(
@@ -181,6 +100,35 @@ def test_an_agent_that_no_controller_speaks_to_ends_itself_and_its_workers(tmp_p
         await until_gone([ready["pid"]], timeout_s=1)
 
     run_with_agent(tmp_path, scenario, patience_s=0.5)
+
+
+def test_an_agent_that_the_controller_has_given_up_ends_itself_at_its_first_word(
+    tmp_path: Path,
+) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        await agent.start_workers((1,))
+        ((_, ready),) = await controller.wait_for("WorkerReady")
+
+        controller.has_given_up = True
+
+        await asyncio.wait_for(agent.over.wait(), timeout=5)
+        await until_gone([ready["pid"]], timeout_s=1)
+
+    run_with_agent(tmp_path, scenario)
+
+
+def test_a_terminated_worker_is_a_death_with_the_signal_as_evidence(tmp_path: Path) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        await agent.start_workers((1,))
+        ((_, ready),) = await controller.wait_for("WorkerReady")
+
+        os.kill(ready["pid"], signal.SIGTERM)
+
+        ((_, died),) = await controller.wait_for("WorkerDied")
+        assert died["evidence"] == "killed by signal 15"
+        assert died["copies"] is None
+
+    run_with_agent(tmp_path, scenario)
 
 
 def test_closing_a_store_frees_a_worker_that_waits_in_it(tmp_path: Path) -> None:
