@@ -9,6 +9,7 @@ from elasticmoe.cli.data import data_app
 from elasticmoe.cli.models import export_model, generate_text, import_model
 from elasticmoe.cli.saying import say_error
 from elasticmoe.cli.show import checkpoint_app, show_plan, show_story, show_version
+from elasticmoe.cli.simulate import simulate_job
 from elasticmoe.cli.train import attach_to_job, stop_job, train_job
 from elasticmoe.errors import ElasticMoEError, SpecError
 
@@ -25,6 +26,7 @@ app.command("attach")(attach_to_job)
 app.command("stop")(stop_job)
 app.command("story")(show_story)
 app.command("plan")(show_plan)
+app.command("simulate")(simulate_job)
 app.command("generate")(generate_text)
 app.command("export")(export_model)
 app.command("import")(import_model)

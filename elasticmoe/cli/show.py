@@ -1,6 +1,8 @@
 """`plan`, `story`, `checkpoint` and `version`: look at something without starting anything."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,13 +38,34 @@ def show_plan(
         say(line)
 
 
-def show_story(job_dir: JobDir) -> None:
+def show_story(
+    job_dir: JobDir,
+    recoveries: Annotated[
+        bool, typer.Option("--recoveries", help="Every recovery instead, in milliseconds.")
+    ] = False,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Also write each recovery to this directory, for ui.perfetto.dev."),
+    ] = None,
+) -> None:
     """Tell what happened to a job, and why it did what it did."""
+    from elasticmoe.controller.flight import describe_flight, find_flights, trace_events
     from elasticmoe.controller.story import story
     from elasticmoe.report.job_dir import read_records
 
-    for line in story(read_records(job_dir)):
+    records = list(read_records(job_dir))
+    flights = find_flights(records) if recoveries or traces else []
+    for line in () if recoveries else story(records):
         say(line)
+    for flight in flights if recoveries else ():
+        for line in describe_flight(flight):
+            say(line)
+    if traces is not None:
+        traces.mkdir(parents=True, exist_ok=True)
+        for flight in flights:
+            path = traces / f"recovery-{flight.number:04d}.json"
+            path.write_text(json.dumps(trace_events(flight)))
+        say(f"{len(flights)} traces written to {traces}")
 
 
 @checkpoint_app.command("list")

@@ -1,0 +1,234 @@
+"""`simulate`: the job's own brain in a pretend world, before a large cluster is asked for."""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from elasticmoe.cli.saying import console, format_duration, say
+from elasticmoe.cli.train import Overrides
+from elasticmoe.errors import SpecError
+
+if TYPE_CHECKING:
+    from elasticmoe.simulator.costs import Costs
+    from elasticmoe.simulator.run import Outcome, Scenario
+    from elasticmoe.simulator.traces import Trace
+    from elasticmoe.spec.job import JobSpec
+
+MAX_TOLD = 3
+"""Failing schedules whose story is told."""
+
+File = Annotated[
+    Path | None,
+    typer.Argument(help="A TOML or JSON job file; not with --schedules.", metavar="[JOB.toml]"),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers; else workers.replicas.")]
+Nodes = Annotated[
+    int | None, typer.Option(min=1, help="Nodes; else one for every 8 workers, at least 2.")
+]
+Domains = Annotated[
+    int | None, typer.Option(min=1, help="Failure domains; else each node is its own.")
+]
+Mtbf = Annotated[
+    float, typer.Option(min=0.0, help="Mean hours between the failures of one node; 0: none.")
+]
+ControllerMtbf = Annotated[float, typer.Option(min=0.0, help="The same for the controller.")]
+TraceFile = Annotated[
+    Path | None, typer.Option(help="Nodes that join and leave instead: rows `ms,op,node`.")
+]
+Schedules = Annotated[
+    int | None,
+    typer.Option(min=1, help="Instead: so many hostile schedules, one per seed from --seed on."),
+]
+CostsFile = Annotated[
+    Path | None, typer.Option(help="JSON file: how long things take, where it is known.")
+]
+Out = Annotated[Path | None, typer.Option(help="Directory for figures, plot and story.")]
+
+
+def simulate_job(
+    job: File = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    nodes: Nodes = None,
+    domains: Domains = None,
+    hours: Annotated[float, typer.Option(min=0.001, help="Simulated time.")] = 1.0,
+    mtbf: Mtbf = 24.0,
+    controller_mtbf: ControllerMtbf = 0.0,
+    trace: TraceFile = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal runs.")] = 0,
+    schedules: Schedules = None,
+    costs: CostsFile = None,
+    out: Out = None,
+) -> None:
+    """Run a job through faults in a pretend world: goodput, lost steps, rungs, broken promises."""
+    if schedules is not None:
+        _search(seed, schedules, workers)
+        return
+    if job is None:
+        raise SpecError(("name a job file, or ask for hostile schedules: --schedules 100",))
+    from elasticmoe.job_file import read_job
+    from elasticmoe.model.inventory import build_inventory
+    from elasticmoe.simulator.run import Scenario, simulate
+    from elasticmoe.simulator.schedules import Rates, draw_faults, faults_of_trace, spread_machines
+
+    known = _read_costs(costs)
+    spec = _endless(read_job(job, overrides or []), workers, hours, known)
+    count = spec.workers.replicas
+    machines = spread_machines(count, nodes or max(2, -(-count // 8)), domains)
+    if trace is not None:
+        each = -(-count // (nodes or max(2, -(-count // 8))))
+        machines, faults = faults_of_trace(_read_trace(trace), each)
+    else:
+        rates = Rates(mtbf_s=mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
+        faults = draw_faults(machines, hours * 3600.0, rates, seed)
+    scenario = Scenario(machines, faults, seed, known, limit_s=hours * 3600.0, must_end=False)
+    inventory = build_inventory(spec.model, spec.data.seq_len)
+    began_s = perf_counter()
+    outcome = simulate(spec, inventory, scenario, stopwatch=perf_counter)
+    _show(spec, scenario, outcome, perf_counter() - began_s)
+    if out is not None:
+        from elasticmoe.report.simulated import write_report
+
+        write_report(spec, outcome, out)
+        say(f"figures, plot and story: {out}")
+    _tell_problems(outcome)
+
+
+def _search(first_seed: int, count: int, workers: int | None) -> None:
+    """Run hostile schedules; each that breaks a promise is told, with how to run it again."""
+    from elasticmoe.controller.story import story
+    from elasticmoe.simulator.jobs import plain_inventory
+    from elasticmoe.simulator.run import simulate
+    from elasticmoe.simulator.schedules import hostile_schedule
+
+    began_s, failing, faults = perf_counter(), 0, 0
+    slowest = (0.0, "nothing")
+    for seed in range(first_seed, first_seed + count):
+        schedule = hostile_schedule(seed, workers=workers)
+        inventory = plain_inventory(schedule.job)
+        outcome = simulate(schedule.job, inventory, schedule.scenario, stopwatch=perf_counter)
+        faults += len(outcome.fired)
+        slowest = max(slowest, (outcome.slowest_decision_s, outcome.slowest_decision))
+        if not outcome.problems and not (count == 1 and outcome.fired):
+            continue
+        failing += bool(outcome.problems)
+        if failing <= MAX_TOLD:
+            for line in story(outcome.records):
+                say(line)
+            for fired in outcome.fired:
+                say(f"{fired.at_s:9.2f} s  fault: {fired.kind} of {fired.whom}")
+            for problem in outcome.problems:
+                say(f"{problem.at_s:9.2f} s  BROKEN: {problem.text}")
+        if outcome.problems:
+            size = f" --workers {workers}" if workers else ""
+            say(f"again: elasticmoe simulate --schedules 1 --seed {seed}{size}")
+    took = format_duration(perf_counter() - began_s)
+    figures = {
+        "schedules": count,
+        "faults": faults,
+        "failing": failing,
+        "slowest_decision_s": round(slowest[0], 4),
+        "slowest_decision": slowest[1],
+    }
+    say(f"{count} schedules, {faults} faults, {failing} with a broken promise, in {took}")
+    say(json.dumps(figures))
+    if failing:
+        sys.exit(1)
+
+
+def _show(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", took_s: float) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in report_rows(spec, scenario, outcome):
+        table.add_row(Text(name, style="cyan"), Text(value, overflow="fold"))
+    table.add_row(
+        Text("brain", style="cyan"),
+        Text(
+            f"slowest decision {outcome.slowest_decision_s:.3f} s ({outcome.slowest_decision}); "
+            f"simulated in {took_s:.1f} s"
+        ),
+    )
+    console().print(table)
+
+
+def report_rows(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome") -> list[tuple[str, str]]:
+    """What is shown of a run: names and values."""
+    account = outcome.account
+    kinds: dict[str, int] = {}
+    for _, kind in account.marks:
+        kinds[kind] = kinds.get(kind, 0) + 1
+    rows = [
+        ("job", f"{spec.name}: {spec.workers.replicas} workers on {len(scenario.machines)} nodes"),
+        ("goodput", f"{account.goodput:.2%} of the steps of an undisturbed run"),
+        ("committed steps", f"{account.steps:,} in {format_duration(scenario.limit_s)}"),
+        ("rolled back", f"{account.rolled_back} committed steps"),
+        ("faults", _counts(kinds) or "none fell into this time; try a smaller --mtbf"),
+        ("rungs", _counts(account.rungs) or "none"),
+        ("waits for nodes", str(account.waits)),
+        ("controller crashes", str(outcome.crashes)),
+    ]
+    if account.outage_s:
+        times = sorted(account.outage_s)
+        worst = quantiles(times, n=20)[-1] if len(times) > 1 else times[0]
+        rows.append(
+            ("an outage", f"median {median(times):.3f} s, p95 {worst:.3f} s, {len(times)} in all")
+        )
+        rows += [
+            (f"  {phase}", f"{total / account.outages * 1000:,.1f} ms on average")
+            for phase, total in account.phase_s.items()
+        ]
+    return rows
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
+
+
+def _tell_problems(outcome: "Outcome") -> None:
+    for problem in outcome.problems:
+        say(f"BROKEN at {problem.at_s:.3f} s: {problem.text}")
+    if outcome.problems:
+        say(f"again: elasticmoe {' '.join(sys.argv[1:])}")
+        sys.exit(1)
+
+
+def _endless(spec: "JobSpec", workers: int | None, hours: float, costs: "Costs") -> "JobSpec":
+    """The job with more steps than fit into the time, and with as many workers as asked for."""
+    steps = int(hours * 3600.0 / costs.step_s * 2) + spec.schedule.steps
+    size = workers or spec.workers.replicas
+    wanted = spec.workers.model_copy(
+        update={
+            "replicas": size,
+            "min": min(spec.workers.min, size),
+            "max": max(spec.workers.max, size),
+        }
+    )
+    schedule = spec.schedule.model_copy(update={"steps": steps})
+    return spec.model_copy(update={"workers": wanted, "schedule": schedule})
+
+
+def _read_costs(path: Path | None) -> "Costs":
+    from elasticmoe.simulator.costs import Costs, read_costs
+
+    if path is None:
+        return Costs()
+    try:
+        return read_costs(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise SpecError((f"{path} cannot be read: {error}",)) from None
+
+
+def _read_trace(path: Path) -> "Trace":
+    from elasticmoe.simulator.traces import read_trace
+
+    try:
+        with path.open() as lines:
+            return read_trace(lines)
+    except OSError as error:
+        raise SpecError((f"{path} cannot be read: {error.strerror}",)) from None

@@ -1,0 +1,1 @@
+"""The pretend world: the real brain under thousands of fault schedules."""

@@ -1,0 +1,270 @@
+"""What must hold, checked after every event, from what happened and what the journal says.
+
+The brain's own state is not believed: it is what could be wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from elasticmoe.controller.copies import find_sources, has_progress, settle_step
+from elasticmoe.controller.decisions import Break, Form, Recover
+from elasticmoe.controller.record import Decided, Progress, Record
+from elasticmoe.controller.state import JobState
+from elasticmoe.messages.events import Event, Reported
+from elasticmoe.messages.worker import StepDone
+from elasticmoe.simulator.faults import Fired
+from elasticmoe.simulator.gang import Gang
+from elasticmoe.simulator.world import World
+
+ANSWER_S: Final = 1.0
+"""From a fault's evidence to the brain's first decision, of the time with a controller."""
+AT_ONCE: Final = ("crash", "fail", "cut")
+"""Faults whose evidence is there within milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A promise that was broken."""
+
+    at_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    until_s: float
+    """Of the time in which there was a controller."""
+    fired: Fired
+
+
+class Checker:
+    """Watches a world; implements `world.Truth`."""
+
+    def __init__(self, *, strict: bool) -> None:
+        """
+        Args:
+            strict: a rollback that memory would have spared is a problem, not only counted.
+        """
+        self.world: World | None = None
+        self.problems: list[Problem] = []
+        self.on_record: list[Callable[[Record], None]] = []
+        self.on_commit: list[Callable[[int], None]] = []
+        self.needless: list[float] = []
+        """When a checkpoint was gone back to though all was in memory."""
+        self._strict = strict
+        self._timeline_of: dict[int, int] = {}
+        self._newest = 0
+        """Newest generation that was opened."""
+        self._kept = 0
+        """Version that must never be lost on this timeline."""
+        self._kept_timeline = 0
+        self._reported_step = 0
+        self._due: list[_Due] = []
+        self._broken = 0
+        """Newest generation whose end was decided."""
+
+    # -- what the world tells
+
+    def noticed(self, text: str) -> None:
+        """Something broke a promise of the protocol."""
+        assert self.world is not None, "a world is watched"
+        self.problems.append(Problem(self.world.now_s, text))
+
+    def opened(self, gang: Gang) -> None:
+        """A generation is to be formed: every unit has its homes, every member its place."""
+        assert self.world is not None, "a world is watched"
+        self._newest = max(self._newest, gang.generation)
+        job = self.world.job
+        homes = min(job.protection.redundancy, len(gang.workers))
+        for unit, chosen in enumerate(gang.plan.homes):
+            if len(set(chosen)) != len(chosen) or not chosen:
+                self.noticed(f"generation {gang.generation}: unit {unit} has homes {chosen}")
+            if len(chosen) < homes and gang.memory is None:
+                self.noticed(f"generation {gang.generation}: unit {unit} has {len(chosen)} homes")
+        if len(gang.plan.homes) != len(self.world.inventory.units):
+            self.noticed(f"generation {gang.generation}: some unit has no home")
+        if not job.workers.min <= len(set(gang.workers)) <= job.workers.max:
+            self.noticed(f"generation {gang.generation} has workers {gang.workers}")
+
+    def voted(self, gang: Gang, version: int) -> None:
+        """From here on the step is committed."""
+        assert self.world is not None, "a world is watched"
+        if gang.generation < self._newest:
+            if not self._is_cut_off(gang):
+                self.noticed(
+                    f"generation {gang.generation} commits a step though {self._newest} was opened"
+                )
+            return
+        if not self.world.lineage.holds(version, self._kept):
+            self.noticed(f"step {gang.step + 1} was committed without what was committed before")
+        self._kept, self._kept_timeline = version, self._timeline_of.get(gang.generation, 0)
+
+    def _is_cut_off(self, gang: Gang) -> bool:
+        """Whether nobody in a gang hears the controller or is heard: it trains for nobody until its
+        agents' patience ends."""
+        assert self.world is not None, "a world is watched"
+        nodes = self.world.nodes
+        return all(nodes[name].given_up or nodes[name].cut for name in gang.nodes)
+
+    def committed(self, gang: Gang, version: int) -> None:
+        """All members have applied a step."""
+        if gang.generation < self._newest:
+            return
+        for told in self.on_commit:
+            told(gang.step)
+
+    def joined(self, gang: Gang) -> None:
+        """All members go on from one version: is everything in it that must be?"""
+        assert self.world is not None, "a world is watched"
+        lineage, timeline = self.world.lineage, self._timeline_of.get(gang.generation, 0)
+        if lineage.step(gang.version) != gang.step:
+            self.noticed(
+                f"generation {gang.generation} says step {gang.step}, "
+                f"its state is of step {lineage.step(gang.version)}"
+            )
+        kept = lineage.holds(gang.version, self._kept)
+        if timeline == self._kept_timeline and not kept:
+            if gang.memory is not None:
+                self.noticed(
+                    f"generation {gang.generation} goes on from step {gang.step} on the same "
+                    f"timeline without step {lineage.step(self._kept)}, which somebody voted for"
+                )
+            elif gang.step < self._reported_step:
+                self.noticed(
+                    f"generation {gang.generation} goes back to step {gang.step} on the same "
+                    f"timeline; step {self._reported_step} was reported"
+                )
+        if timeline != self._kept_timeline and gang.memory is not None and not kept:
+            self._check_rollback(gang)
+        if not kept:
+            self._kept, self._reported_step = gang.version, gang.step
+        self._kept_timeline = timeline
+
+    def _check_rollback(self, gang: Gang) -> None:
+        """A new timeline from memory must hold the whole of an older state."""
+        assert self.world is not None, "a world is watched"
+        if not self.world.lineage.holds(self._kept, gang.version):
+            self.noticed(
+                f"generation {gang.generation} goes on from a state that is no part of history"
+            )
+
+    # -- what the controller does
+
+    def recorded(self, record: Record) -> None:
+        """A record was written."""
+        if isinstance(record.body, Decided):
+            self._decided(record.body)
+        elif isinstance(record.body, Progress):
+            pass
+        for told in self.on_record:
+            told(record)
+
+    def advanced(self, before: JobState, event: Event, after: JobState) -> None:
+        """The brain took in an event."""
+        self._check_answers()
+        if isinstance(event, Reported):
+            self._check_stale(before, event, after)
+            if isinstance(event.report, StepDone):
+                current = event.report.generation == before.generation
+                if current and after.committed_step < before.committed_step:
+                    self.noticed(f"step {event.report.step} took the committed step back")
+                if current:
+                    self._reported_step = max(self._reported_step, event.report.step)
+
+    def replayed(self, state: JobState) -> None:
+        """A new controller has read the journal."""
+        form = state.form
+        if form is not None and self._timeline_of.get(form.generation) != state.timeline:
+            self.noticed(f"replay says timeline {state.timeline}")
+
+    def _decided(self, body: Decided) -> None:
+        match body.decision:
+            case Form() as form:
+                known = max(self._timeline_of.values(), default=0)
+                newest = max(self._timeline_of, default=0)
+                if form.generation <= newest:
+                    self.noticed(f"generation {form.generation} is formed behind {newest}")
+                if form.timeline < known or form.timeline > known + 1:
+                    self.noticed(f"timeline {form.timeline} follows {known}")
+                if form.step < self._reported_step and form.timeline == known:
+                    self.noticed(
+                        f"step {form.step} follows step {self._reported_step} on one timeline"
+                    )
+                if form.timeline > known:
+                    self._reported_step = min(self._reported_step, form.step)
+                self._timeline_of[form.generation] = form.timeline
+                self._answered(form.generation - 1)
+            case Break() as broken:
+                self._answered(broken.generation)
+            case Recover(rung="checkpoint", redo_steps=redo) if redo and self._is_needless():
+                assert self.world is not None, "a world is watched"
+                self.needless.append(self.world.now_s)
+                if self._strict:
+                    self.noticed("back to a checkpoint though every unit is in memory")
+            case _:
+                pass
+
+    def _is_needless(self) -> bool:
+        """Whether the vaults that are left hold the whole state."""
+        world = self.world
+        assert world is not None, "a world is watched"
+        if world.gang is None or world.job.protection.skip_rungs:
+            return False
+        copies = [
+            found
+            for node in world.nodes.values()
+            if node.reachable
+            for worker, vault in node.vaults.items()
+            if (found := vault.copies(worker, world.lineage)) is not None
+        ]
+        settled = settle_step(copies, self._reported_step)
+        if settled is None:
+            return False
+        sources = find_sources(copies, settled.step)
+        whole = len(sources) == len(world.inventory.units)
+        return whole and any(has_progress(vault, settled.step) for vault in copies)
+
+    def _check_stale(self, before: JobState, event: Reported, after: JobState) -> None:
+        generation = getattr(event.report, "generation", before.generation)
+        if generation >= before.generation or after.decided or before.is_final:
+            return
+        same = (
+            before.committed_step == after.committed_step
+            and before.timeline == after.timeline
+            and before.formed == after.formed
+            and before.checkpoints == after.checkpoints
+            and before.ended == after.ended
+        )
+        if not same:
+            self.noticed(f"a message of generation {generation} had an effect: {event}")
+
+    # -- faults are answered
+
+    def expect(self, fired: Fired) -> None:
+        """A fault has hit a gang: the brain must decide something about it."""
+        assert self.world is not None, "a world is watched"
+        if fired.kind in AT_ONCE and fired.generation > self._broken:
+            up_s = self.world.now_s - self.world.downtime_s
+            self._due.append(_Due(up_s + ANSWER_S + self.world.costs.controller_restart_s, fired))
+
+    def _answered(self, generation: int) -> None:
+        self._broken = max(self._broken, generation)
+        self._due = [due for due in self._due if due.fired.generation > generation]
+
+    def _check_answers(self) -> None:
+        world = self.world
+        assert world is not None, "a world is watched"
+        if not self._due:
+            return
+        state = world.keeper.state
+        if state.is_final or (world.gang is not None and world.gang.ended):
+            self._due = []
+            return
+        cut = any(node.cut for node in world.nodes.values())
+        up_s = world.now_s - world.downtime_s
+        late = [due for due in self._due if due.until_s < up_s]
+        if late and not cut:
+            fired = late[0].fired
+            self.noticed(f"{fired.kind} of {fired.whom} at {fired.at_s:.3f} s was never answered")
+            self._due = [due for due in self._due if due.until_s >= up_s]

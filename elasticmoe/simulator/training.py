@@ -1,0 +1,172 @@
+"""A gang takes steps: a few events each, whatever its size."""
+
+from functools import partial
+
+from elasticmoe.messages.worker import CheckpointPart, GangEnded, StepDone
+from elasticmoe.plan.types import Plan
+from elasticmoe.simulator.costs import phases_of
+from elasticmoe.simulator.gang import Gang, Instruction
+from elasticmoe.simulator.lineage import Gradient
+from elasticmoe.simulator.nodes import Node, Process
+from elasticmoe.simulator.world import Saved, World
+
+
+def begin_step(world: World, gang: Gang) -> None:
+    """All members begin the next step together."""
+    if gang.left or gang.ended or world.over:
+        return
+    step_s = world.costs.step_seconds(len(gang.workers), world.job.workers.replicas)
+    step_s *= max(node.slow for node in nodes_of(world, gang).values())
+    gang.phases = phases_of(world.costs, step_s)
+    gang.began_s, gang.trains = world.now_s, True
+    gang.voted = gang.published = False
+    step = gang.step
+    world.at(gang.phases.vote, lambda: _vote(world, gang, step))
+    world.at(gang.phases.publish, lambda: _publish(gang, step))
+    world.at(gang.phases.apply, lambda: _end(world, gang, step))
+    for asked in list(world.on_phase):
+        asked(gang)
+
+
+def end_at_once(world: World, gang: Gang) -> None:
+    """All steps were committed before: what is left to do is the last checkpoint."""
+    gang.ended = True
+    _write_checkpoint(world, gang, last=True)
+
+
+def nodes_of(world: World, gang: Gang) -> dict[str, Node]:
+    """The nodes that a gang's members run on."""
+    return {name: world.nodes[name] for name in gang.nodes}
+
+
+def process_of(world: World, gang: Gang, member: int) -> Process | None:
+    """A member's process, if it lives."""
+    where = gang.plan.members[member]
+    node = world.nodes.get(where.node)
+    process = node.processes.get(where.worker) if node else None
+    return None if process is None or process.dead else process
+
+
+def _vote(world: World, gang: Gang, step: int) -> None:
+    is_empty = len(gang.left) == len(gang.workers)
+    if gang.step != step or is_empty or not gang.everyone_voted():
+        return
+    gang.voted = True
+    version = world.lineage.after(gang.version, Gradient(gang.generation, step + 1))
+    world.truth.voted(gang, version)
+
+
+def _publish(gang: Gang, step: int) -> None:
+    gang.published = gang.step == step and gang.voted and gang.everyone_published()
+
+
+def _end(world: World, gang: Gang, step: int) -> None:
+    """The step is over for all who are left; without everybody it is the gang's last."""
+    if gang.step != step or not gang.published:
+        return
+    job = world.job
+    version = world.lineage.after(gang.version, Gradient(gang.generation, step + 1))
+    due = _due_instructions(gang)
+    actions = {one.action for one in due}
+    if not gang.left:
+        gang.step, gang.version = step + 1, version
+        world.truth.committed(gang, version)
+    _report_step(world, gang, step + 1)
+    if gang.left:
+        return
+    last = "stop" in actions or step + 1 == job.schedule.steps
+    if last or "checkpoint" in actions or (step + 1) % job.checkpoint.interval_steps == 0:
+        _write_checkpoint(world, gang, last=last)
+    if last:
+        gang.ended = True
+        return
+    plans = [one.plan for one in due if one.plan is not None]
+    if plans:
+        _protect(world, gang, plans[-1])
+    else:
+        begin_step(world, gang)
+
+
+def _protect(world: World, gang: Gang, plan: Plan) -> None:
+    """Copy units to their new homes between two steps; only then does the new plan hold."""
+    incoming = [0] * len(gang.workers)
+    for unit, (before, after) in enumerate(zip(gang.plan.homes, plan.homes, strict=True)):
+        for member in set(after) - set(before):
+            incoming[member] += world.inventory.units[unit].numel * world.costs.element_bytes
+    copied_s = max(incoming) / world.costs.move_bytes_per_s
+    gang.voted = gang.published = False
+    gang.began_s = world.now_s + copied_s  # nobody is in a step meanwhile
+
+    def copied() -> None:
+        if not gang.left:
+            gang.follow(plan)
+            begin_step(world, gang)
+
+    world.at(copied_s, copied)
+
+
+def _due_instructions(gang: Gang) -> list[Instruction]:
+    """Those that everybody held when the records of this step were gathered."""
+    assert gang.phases is not None, "a step is open"
+    gathered_s = gang.began_s + 0.9 * gang.phases.agree
+    found = []
+    for one in sorted(gang.actions, key=lambda one: one.number):
+        if one.since_s <= gathered_s and one.number == gang.instructed + 1:
+            gang.instructed = one.number
+            found.append(one)
+    return found
+
+
+def _report_step(world: World, gang: Gang, step: int) -> None:
+    """The first member says that a step is committed, once it has applied it itself."""
+    process = process_of(world, gang, 0)
+    left = gang.left.get(gang.workers[0])
+    assert gang.phases is not None, "a step was open"
+    if process is None or (left is not None and left.until_s < world.now_s):
+        return
+    size = world.job.batch.global_samples
+    done = StepDone(
+        generation=gang.generation,
+        step=step,
+        seconds=gang.phases.apply,
+        loss=2.0 + 8.0 / (step + 1),
+        metrics={},
+        samples=((step - 1) * size, step * size),
+        instructed=gang.instructed,
+    )
+    process.step = step
+    world.report(process, done)
+
+
+def _write_checkpoint(world: World, gang: Gang, *, last: bool) -> None:
+    """Every member copies its homes and writes them while training goes on."""
+    step, version = gang.step, gang.version
+    units = world.inventory.units
+    for member in range(len(gang.workers)):
+        process = process_of(world, gang, member)
+        if process is None:
+            continue
+        elements = sum(units[unit].numel for unit in gang.primaries[member])
+        write_s = elements * world.costs.element_bytes / world.costs.save_bytes_per_s
+        write_s = (write_s + 0.005) * world.between(1.0, 1.3)
+        world.at(
+            write_s,
+            partial(_written, world, gang, process, Saved(step, version), last),
+        )
+        if last:
+            assert process.vault is not None, "whoever trains has a vault"
+            gang.uniform(member, process.vault)
+            process.gang = None
+            process.step = step
+
+
+def _written(world: World, gang: Gang, process: Process, saved: Saved, last: bool) -> None:
+    """A member's part is durable; at its gang's end it says so when it has said that."""
+    if process.dead or process.hung:
+        return
+    generation, worker, step = gang.generation, process.number, saved.step
+    world.parts.setdefault((generation, step), {})[worker] = saved.version
+    files = [{"path": f"{step}/{worker}"}]
+    world.report(process, CheckpointPart(generation, worker, step, files, {"step": step}))
+    if last:
+        world.report(process, GangEnded(generation, worker, step))

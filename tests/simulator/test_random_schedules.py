@@ -1,0 +1,36 @@
+"""Random hostile schedules break no promise."""
+
+import pytest
+
+from elasticmoe.controller.phases import Phase
+from elasticmoe.simulator.jobs import plain_inventory
+from elasticmoe.simulator.run import Outcome, simulate
+from elasticmoe.simulator.schedules import hostile_schedule
+
+NUM_SCHEDULES, PER_TEST = 500, 25
+
+
+def _run(seed: int, workers: int | None = None) -> Outcome:
+    schedule = hostile_schedule(seed, workers=workers)
+    return simulate(schedule.job, plain_inventory(schedule.job), schedule.scenario)
+
+
+@pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, PER_TEST))
+def test_random_faults_break_no_promise(first: int) -> None:
+    for seed in range(first, first + PER_TEST):
+        outcome = _run(seed)
+
+        again = f"elasticmoe simulate --schedules 1 --seed {seed}"
+        assert outcome.fired, f"no fault fired, the schedule proves nothing: {again}"
+        assert outcome.problems == (), again
+        assert outcome.state.phase is Phase.DONE, again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_random_faults_break_no_promise_at_16384_workers() -> None:
+    outcome = _run(4, workers=16_384)
+
+    assert outcome.fired
+    assert outcome.problems == ()
+    assert outcome.state.phase is Phase.DONE

@@ -1,0 +1,85 @@
+"""`elasticmoe simulate`: a table, a report, and hostile schedules."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from elasticmoe.cli.app import main
+
+JOB = Path(__file__).parents[2] / "examples" / "quickstart.toml"
+
+
+def _run(*arguments: str) -> None:
+    main(["simulate", *arguments])
+
+
+def _last_json(text: str) -> dict[str, float]:
+    found: dict[str, float] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def _ends_well(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _run(*arguments)
+    assert ended.value.code == 0
+
+
+def test_a_run_prints_its_bill_and_leaves_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report"
+
+    _ends_well(str(JOB), "--nodes", "4", "--hours", "0.05", "--mtbf", "0.1", "--out", str(out))
+
+    text = capsys.readouterr().out
+    figures = json.loads((out / "simulation.json").read_text())
+    assert "goodput" in text
+    assert figures["faults"] > 0
+    assert figures["broken_promises"] == []
+    assert 0.0 < figures["goodput"] < 1.0
+    assert (out / "progress.png").read_bytes().startswith(b"\x89PNG")
+    assert "train from step 1" in (out / "story.txt").read_text()
+
+
+def test_a_trace_takes_nodes_away_and_brings_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,add,a\n0,add,b\n30000,remove,a\n60000,add,c\n")
+
+    _ends_well(str(JOB), "--trace", str(trace), "--nodes", "2", "--hours", "0.03")
+
+    text = capsys.readouterr().out
+    assert "lose_node 1, node_up 1" in text
+    assert "failover 1" in text
+
+
+def test_hostile_schedules_end_with_their_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    _ends_well("--schedules", "3", "--workers", "6")
+
+    figures = _last_json(capsys.readouterr().out)
+    assert figures["schedules"] == 3
+    assert figures["faults"] >= 3
+    assert figures["failing"] == 0
+
+
+def test_one_schedule_is_told_as_a_story(capsys: pytest.CaptureFixture[str]) -> None:
+    _ends_well("--schedules", "1", "--seed", "2")
+
+    text = capsys.readouterr().out
+    assert "fault: " in text
+    assert "job simulated: 30 steps" in text
+
+
+def test_a_wrong_cost_is_a_mistake_in_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = tmp_path / "costs.json"
+    costs.write_text('{"stepp_s": 1}')
+
+    with pytest.raises(SystemExit) as ended:
+        _run(str(JOB), "--costs", str(costs))
+
+    assert ended.value.code == 2
+    assert "costs.stepp_s: unknown" in capsys.readouterr().err
