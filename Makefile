@@ -16,6 +16,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: train test setup lint format types layers unit data clean
+.PHONY: soak
 
 train: setup data  ## learn real text on four workers; kill one, and see what happens
 	$(BIN)/elasticmoe train $(JOB) $(ARGS)
@@ -54,6 +55,9 @@ layers: setup
 
 unit: setup
 	$(BIN)/python -m pytest
+
+soak: setup  ## 200 random faults in a row: kills, stops, cut links, full disks, flipped bits...
+	$(BIN)/python -m chaos soak --faults 200 $(ARGS)
 
 clean:  ## remove what the targets above made; runs/ holds your jobs and stays
 	rm -rf $(VENV) data/stdlib build *.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -1,0 +1,1 @@
+"""Faults on purpose: nemeses, scenarios, and checkers that believe the journal alone."""

@@ -1,0 +1,98 @@
+"""A job as its growing files tell it."""
+
+import json
+from pathlib import Path
+
+from journals import make
+
+from chaos.live import LiveJob, Tail
+from elasticmoe.cluster.journal_file import FileJournal
+from elasticmoe.controller.decisions import Break, Form, Recover, Train
+from elasticmoe.controller.record import Decided, Record
+from elasticmoe.messages.events import Reported, WorkerDied
+from elasticmoe.messages.worker import WorkerReady
+
+PLAN = {
+    "members": [
+        {"worker": 4, "node": "a", "domain": "a"},
+        {"worker": 7, "node": "b", "domain": "b"},
+    ],
+    "stages": [{"members": [1]}, {"members": [0]}],
+    "homes": [[0, 1], [1], [0]],
+}
+
+
+def write_step(job_dir: Path, step: int, generation: int) -> None:
+    line = {"kind": "step", "step": step, "generation": generation, "loss": 1.0, "at_s": 1.0}
+    with (job_dir / "steps.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def test_a_tail_returns_each_whole_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    tail = Tail(path)
+    assert tail.lines() == []
+
+    path.write_bytes(b"one\ntw")
+    assert tail.lines() == [b"one\n"]
+    path.write_bytes(b"one\ntwo\n")
+    assert tail.lines() == [b"two\n"]
+    assert tail.lines() == []
+
+
+def test_members_stages_and_phases_follow_the_journal(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "journal", "run")
+    live = LiveJob(tmp_path)
+    bodies = [
+        Reported(1.0, "a", WorkerReady(4, 40)),
+        Reported(1.0, "b", WorkerReady(7, 70)),
+        Decided(1, make(Form, generation=1, step=0, workers=(4, 7), plan=PLAN)),
+        Decided(1, make(Train, generation=1)),
+    ]
+    for number, body in enumerate(bodies):
+        journal.append(Record(number, body))
+    write_step(tmp_path, 1, 1)
+
+    live.poll()
+
+    assert [worker.pid for worker in live.members] == [40, 70]
+    assert [live.stage_of(4), live.stage_of(7), live.stage_of(9)] == [1, 0, None]
+    assert live.only_homes("a") == 1
+    assert (live.phase, live.committed, live.lines) == ("training", 1, 1)
+
+
+def test_a_recovery_that_is_over_before_anybody_looks_has_been_entered_all_the_same(
+    tmp_path: Path,
+) -> None:
+    journal = FileJournal(tmp_path / "journal", "run")
+    live = LiveJob(tmp_path)
+    bodies = [
+        Reported(1.0, "a", WorkerReady(4, 40)),
+        make(WorkerDied, node="a", worker=4, evidence="killed", log=""),
+        Decided(1, make(Break, generation=1)),
+        Decided(1, make(Recover, rung="replace", step=3)),
+        Decided(1, make(Form, generation=2, step=3, plan=PLAN)),
+        Decided(1, make(Train, generation=2)),
+    ]
+    for number, body in enumerate(bodies):
+        journal.append(Record(number, body))
+
+    live.poll()
+
+    assert live.phase == "training"
+    assert dict(live.entered) == {"breaking": 1, "gathering": 1, "forming": 1, "training": 1}
+    assert live.members == ()
+    assert live.rungs == ["replace"]
+
+
+def test_the_next_term_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+    first = FileJournal(tmp_path / "journal", "run")
+    first.append(Record(0, Reported(1.0, "a", WorkerReady(4, 40))))
+    live = LiveJob(tmp_path)
+    live.poll()
+    second = FileJournal(tmp_path / "journal", "run")
+    second.append(Record(1, Reported(2.0, "a", WorkerReady(5, 50))))
+
+    live.poll()
+
+    assert sorted(live.workers) == [4, 5]
