@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def packed_text() -> str:
 
     It lies in the system's temporary directory, under a name that includes user and version.
     """
-    version = ".".join(str(part) for part in os.sys.version_info[:3])
+    version = ".".join(str(part) for part in sys.version_info[:3])
     directory = Path(tempfile.gettempdir()) / f"elasticmoe-benchmark-{os.getuid()}-py{version}"
     if not (directory / DATASET_NAME).exists():
         modules: Sequence[Path] = [stdlib_sources().parents[1] / "*.py"]

@@ -32,6 +32,13 @@ class Team(Protocol):
 
     rank: int
     size: int
+    waited_s: float
+    """In the newest step: what its sums waited until it was known who takes part."""
+
+    @property
+    def present(self) -> int:
+        """Workers that took part in the newest step."""
+        ...
 
     def begin(self) -> None:
         """A step begins."""
@@ -50,6 +57,12 @@ class Alone:
     """A team of one."""
 
     rank, size = 0, 1
+    waited_s = 0.0
+
+    @property
+    def present(self) -> int:
+        """See `Team`."""
+        return self.size
 
     def begin(self) -> None:
         """See `Team`."""

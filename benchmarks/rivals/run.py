@@ -1,13 +1,15 @@
 """What every rival does once its loop stands: obey a benchmark, or train alone and tell about it.
 
-Alone it prints one JSON object per line: `start` with the worker's pid, `step` for every
-committed step, and at last `end` with all figures. `at_s` is Unix time.
+Alone it prints one JSON object per line: `start` with the worker's pid and the times of what led
+up to it, `loaded`, `step` for every committed step, `failed` for one that was not committed, and at
+last `end` with all figures. `at_s` is Unix time.
 """
 
 import argparse
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +45,68 @@ class Events:
         os.write(self._descriptor, json.dumps(plain).encode() + b"\n")
 
 
-def run(loop: TorchLoop, args: argparse.Namespace, *, name: str, launched_s: float) -> None:
+class Saving:
+    """Checkpoints in a directory that all workers see; rank 0 writes. Without one: none."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = Path(directory) / "latest.pt" if directory else None
+
+    def restore(self, loop: TorchLoop) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        if self._path is not None and self._path.exists():
+            loop.load_state_dict(torch.load(self._path, weights_only=True))
+
+    def save(self, loop: TorchLoop) -> None:
+        """Write a checkpoint that is there whole or not at all."""
+        if self._path is not None and loop.team.rank == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(".partial")
+            torch.save(loop.state_dict(), partial)
+            partial.replace(self._path)
+
+
+def run(
+    loop: TorchLoop,
+    args: argparse.Namespace,
+    *,
+    name: str,
+    launched_s: float,
+    moments: Mapping[str, float] | None = None,
+    saving: Saving | None = None,
+) -> None:
     """Train as told.
 
     Args:
         launched_s: Unix time at which the rival's first process started.
+        moments: Unix times of what this worker has behind it: `process`, `imported`, `joined`.
+        saving: how checkpoints are kept; by default in `--checkpoint-dir`.
     """
     if args.orders:
         obey(loop, args.orders, loop.team.rank)
     events = Events(args.events, loop.team.rank)
-    events.emit("start", rival=name, pid=os.getpid())
-    checkpoint = Path(args.checkpoint_dir or ".") / "latest.pt"
-    if args.checkpoint_dir and checkpoint.exists():
-        loop.load_state_dict(torch.load(checkpoint, weights_only=True))
+    saving = saving or Saving(args.checkpoint_dir)
+    events.emit("start", rival=name, pid=os.getpid(), moments=dict(moments or {}))
+    saving.restore(loop)
+    events.emit("loaded", step=loop.steps_done)
     seconds: list[float] = []
     first_step_s = 0.0
     while loop.steps_done < args.steps:
         start = time.perf_counter()
         if not loop.step():
+            events.emit("failed", seconds=time.perf_counter() - start)
             continue  # torchft: the team changed during the step, which is done again
         seconds.append(time.perf_counter() - start)
         first_step_s = first_step_s or time.time() - launched_s
-        events.emit("step", step=loop.steps_done, seconds=seconds[-1], loss_share=loop.loss_share)
-        if args.checkpoint_dir and loop.steps_done % args.checkpoint_every == 0:
-            save(loop, checkpoint)
+        events.emit(
+            "step",
+            step=loop.steps_done,
+            seconds=seconds[-1],
+            loss_share=loop.loss_share,
+            workers=loop.team.present,
+            waited_s=loop.team.waited_s,
+        )
+        if loop.steps_done % args.checkpoint_every == 0:
+            saving.save(loop)
     events.emit(
         "end",
         rival=name,
@@ -76,15 +116,6 @@ def run(loop: TorchLoop, args: argparse.Namespace, *, name: str, launched_s: flo
         first_step_s=first_step_s,
         step_s=seconds,
     )
-
-
-def save(loop: TorchLoop, path: Path) -> None:
-    """Rank 0 writes a checkpoint that is there whole or not at all."""
-    if loop.team.rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        torch.save(loop.state_dict(), partial)
-        partial.replace(path)
 
 
 def process_start_s(pid: int) -> float:

@@ -54,12 +54,21 @@ class TorchftTeam(Alone):
         """Whose state a newcomer is healed with."""
         self._loop = loop
 
+    @property
+    def present(self) -> int:
+        """See `Team`; a newcomer that is being healed does not take part yet."""
+        return self.manager.num_participants()
+
     def begin(self) -> None:
         """See `Team`."""
+        self.waited_s = 0.0
         self.manager.start_quorum()
 
     def sum(self, tensor: torch.Tensor) -> None:
         """See `Team`."""
+        start = time.perf_counter()
+        self.manager.wait_quorum()  # allreduce would; it began before the forward pass
+        self.waited_s += time.perf_counter() - start
         self.manager.allreduce(tensor, reduce_op=dist.ReduceOp.SUM).wait()
 
     def commit(self) -> bool:
@@ -86,11 +95,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.rank < 0:
         sys.exit(launch(args))
+    moments = {"process": process_start_s(os.getpid()), "imported": time.time()}
     torch.set_num_threads(1)
     team = TorchftTeam(args.rank, args.workers, args.heartbeat_interval_ms)
+    moments["joined"] = time.time()
     loop = TorchLoop(Workload.from_args(args).job(), team)
     team.attach(loop)
-    run(loop, args, name="torchft", launched_s=process_start_s(os.getppid()))
+    launched_s = process_start_s(os.getppid())
+    run(loop, args, name="torchft", launched_s=launched_s, moments=moments)
     team.manager.shutdown(wait=False)
     os._exit(0)  # its quorum thread would wait for a peer that has ended too
 

@@ -10,6 +10,7 @@ gradients autograd does not see.
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -52,10 +53,18 @@ def main() -> None:
             monitor_interval_s=0.02,
         )
         sys.exit(subprocess.call(command, env=worker_environment(ENVIRONMENT)))
+    moments = {"process": process_start_s(os.getpid()), "imported": time.time()}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    moments["joined"] = time.time()
     loop = TorchLoop(Workload.from_args(args).job(), TorchTeam(), ddp=args.how == "ddp")
-    run(loop, args, name=f"torchrun-{args.how}", launched_s=process_start_s(os.getppid()))
+    run(
+        loop,
+        args,
+        name=f"torchrun-{args.how}",
+        launched_s=process_start_s(os.getppid()),
+        moments=moments,
+    )
     dist.destroy_process_group()
 
 

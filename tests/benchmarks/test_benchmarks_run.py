@@ -55,6 +55,28 @@ def test_checkpoint_ends_with_its_figure() -> None:
     assert "excess_vs_dcp_async" in json.loads(lines[-1])
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "part", ["ours-2-replace", "ours-4-failover", "torchrun", "ray-train-defaults", "torchft-500"]
+)
+def test_each_side_of_recovery_survives_its_kill_and_tells_what_it_cost(
+    part: str, tmp_path: Path
+) -> None:
+    if "torchft" in part:
+        pytest.importorskip("torchft")
+    out = tmp_path / "found.json"
+
+    run("recovery.py", "--quick", "--kills=1", "--watch-s=0", f"--out={out}", "--only", part)
+
+    found = json.loads(out.read_text())["parts"][part]
+    (recovery,) = found["recoveries"]  # the benchmark fails where a victim survives
+    assert 0 < recovery["overhead_s"] < recovery["any_s"] <= recovery["beyond_s"]
+    assert recovery["full_s"] >= recovery["any_s"]
+    assert all(seconds >= 0 for seconds in recovery["phases"].values())
+    last = run("recovery.py", f"--combine={out}")[-1]
+    assert isinstance(json.loads(last), dict)
+
+
 @pytest.mark.parametrize(
     "script,workers",
     [
