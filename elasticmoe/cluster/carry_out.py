@@ -168,7 +168,8 @@ class Hands:
         await asyncio.gather(*calls)
 
     async def _instruct(self, command: InstructGang) -> None:
-        line = to_line(Instruct(command.generation, command.number, command.action))
+        order = Instruct(command.generation, command.number, command.action, command.plan)
+        line = to_line(order)
         nodes = list(self._agents.by_node)
         calls = [self._call(node, "instruct", command.generation, line) for node in nodes]
         await asyncio.gather(*calls)

@@ -15,7 +15,9 @@ from elasticmoe.checkpoint.store import Store
 from elasticmoe.checkpoint.write import write_part
 from elasticmoe.errors import ElasticMoEError
 from elasticmoe.runtime.gang import Gang
+from elasticmoe.runtime.groups import Over
 
+POLL_S = 0.01
 WRITER_NICENESS = 10
 """Of the writing thread, so that it takes what training leaves (Linux sets it per thread)."""
 
@@ -49,8 +51,11 @@ class SnapshotWriter:
         """Copy this member's part of the committed step and begin to write it.
 
         Waits for the part before, if that is still being written: two copies are never held.
+
+        Raises:
+            GangBrokenError: the generation ended meanwhile.
         """
-        self.wait()
+        self.wait(gang.groups.over)
         tensors = self._copy(checkpoint_tensors(gang))
         progress = gang.progress
         state: dict[str, Any] = {"step": progress.step, "updates": progress.updates}
@@ -63,11 +68,18 @@ class SnapshotWriter:
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Return when nothing is being written."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+    def wait(self, over: Over) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            GangBrokenError: the generation ended first; the part is still being written.
+        """
+        while self._thread is not None:
+            self._thread.join(POLL_S)
+            if not self._thread.is_alive():
+                self._thread = None
+            else:
+                over.check()
 
     def _copy(self, tensors: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
         copies = []

@@ -145,9 +145,9 @@ class Service:
         self._mailbox.send(formed)
         try:
             self._train(gang, form)
+            self._writer.wait(gang.groups.over)
         finally:
             gang.groups.close()
-        self._writer.wait()
         self._mailbox.send(GangEnded(form.generation, self._worker, gang.progress.step))
 
     def _join(self, form: FormGang, current: Current) -> Gang:
@@ -196,6 +196,8 @@ class Service:
         """Take steps until the schedule ends or a stop takes effect."""
         job, settled = gang.job, form.first_command - 1
         first_step = gang.progress.step
+        if form.memory is not None and first_step == job.schedule.steps:
+            self._writer.take(gang)  # whoever was to write the last checkpoint may have died
         while gang.progress.step < job.schedule.steps:
             gang.groups.over.check()
             done = train_step(gang, self._mailbox.newest)
@@ -212,7 +214,8 @@ class Service:
             if last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0:
                 self._writer.take(gang)
             for command in commands:
-                if command.plan is not None:
+                if command.action == "protect":
+                    assert command.plan is not None, "protection is restored by a plan"
                     gang.rehome(Plan.from_json(command.plan))
             interval = job.protection.hash_interval_steps
             if interval and (last or step % interval == 0):

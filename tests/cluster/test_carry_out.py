@@ -6,9 +6,9 @@ from typing import Any
 from elasticmoe.cluster.carry_out import Hands
 from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import by_name, from_line
-from elasticmoe.messages.commands import Command, ForgetVaults, FormGeneration
+from elasticmoe.messages.commands import Command, ForgetVaults, FormGeneration, InstructGang
 from elasticmoe.messages.events import CommandFailed, Event
-from elasticmoe.messages.worker import FormGang, FromMemory, WorkerCommand
+from elasticmoe.messages.worker import FormGang, FromMemory, Instruct, WorkerCommand
 
 
 class FakeAgents:
@@ -84,3 +84,19 @@ def test_vaults_of_a_node_without_an_agent_are_reported_as_a_failed_command() ->
 
     assert isinstance(failed, CommandFailed)
     assert (failed.command, failed.node) == ("ForgetVaults", "b")
+
+
+def test_an_order_to_restore_protection_carries_its_plan_to_every_node() -> None:
+    agents = FakeAgents("a", "b")
+    plan = {"homes": [[0, 1]]}
+
+    posted = carried_out(agents, InstructGang(9, 4, "protect", plan))
+
+    assert posted == []
+    assert [(node, method, generation) for node, method, generation, _ in agents.asked] == [
+        ("a", "instruct", 9),
+        ("b", "instruct", 9),
+    ]
+    kinds = by_name(WorkerCommand)
+    for *_, line in agents.asked:
+        assert from_line(kinds, line) == Instruct(9, 4, "protect", plan)
