@@ -132,7 +132,7 @@ def apply_recover(state: JobState, decision: Recover) -> Outcome:
     state, commands = _answered(state, decision, from_memory=from_memory)
     is_retry = decision.rung == "retry"
     stalled = any(casualty.kind == "stalled" for casualty in decision.evidence)
-    doublings = state.pace.doublings + (is_retry and stalled)
+    doublings = state.pace.doublings + stalled
     workers = state.spec.workers
     state = replace(
         state,
@@ -173,7 +173,7 @@ def _decide_waiting(state: JobState) -> Fence | LookAgain | None:
 
 def _park_patience_s(state: JobState) -> float:
     if any(casualty.kind == "stalled" for casualty in state.casualties):
-        return STALLED_PATIENCE_S
+        return max(STALLED_PATIENCE_S, *state.pace.intervals)
     if len(state.formed) < len(state.members):  # it loads state, or forms groups
         return PARK_PATIENCE_S
     return state.pace.patience_s(PARK_PATIENCE_S)

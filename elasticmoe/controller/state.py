@@ -24,8 +24,8 @@ PARK_PATIENCE_S: Final = 5.0
 """A worker that has not parked by then is stuck and killed from outside; as long as no step was
 measured, and while a generation forms. Else `Pace.patience_s`."""
 STALLED_PATIENCE_S: Final = 0.1
-"""The same after a stall: by then everyone healthy waits in a collective, and breaking that takes
-2 to 22 ms."""
+"""At least, after a stall: by then everyone healthy waits in a collective, and breaking that takes
+2 to 22 ms; or is slow, and needs as long as the slowest measured step."""
 SEAL_PATIENCE_S: Final = 5.0
 """A rollback waits that long for a checkpoint whose parts are all durable."""
 START_PATIENCE_S: Final = 120.0

@@ -153,6 +153,7 @@ def _wake(world: World, at_s: float) -> None:
     term = world.keeper.term
 
     def wake() -> None:
+        world.now_s = max(world.now_s, at_s)  # never early by a rounding error
         if world.keeper.up and world.keeper.term == term:
             world.post(TimePassed(0.0))
 
