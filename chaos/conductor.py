@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from chaos.errors import ChaosError, StuckError
+from chaos.errors import ChaosError, GoneError, StuckError
 from chaos.nemeses.base import Answer, Blow, Nemesis
 from chaos.scenario import Choice, Scenario
 from chaos.schedule import Planned, plan_faults
@@ -26,6 +26,8 @@ OBSTACLE_PATIENCE_S: Final = 120.0
 ANSWER_PATIENCE_S: Final = 180.0
 """The job is called stuck after that. A checker's bound is much shorter."""
 END_PATIENCE_S: Final = 180.0
+GONE_TRIES: Final = 2000
+"""Each waits for news of the job; a death is in the journal some 20 ms later, a lost node 4 s."""
 UNMOVED_LINES: Final = 100
 """A job that commits so many steps after a fault was undone will not answer it any more: it goes
 on as if nothing had been. A checker complains of that."""
@@ -165,6 +167,18 @@ class Conductor:
     # -- striking
 
     def _strike(self, planned: Planned) -> None:
+        """Strike; a victim that has just gone by itself is replaced by another one."""
+        for _ in range(GONE_TRIES):
+            try:
+                self._strike_once(planned)
+            except GoneError:
+                self._look()
+                time.sleep(POLL_S)
+            else:
+                return
+        self._strike_once(planned)
+
+    def _strike_once(self, planned: Planned) -> None:
         live = self.world.live
         choice, nemesis, rng = self._possible(planned)
         strike = Strike(

@@ -20,5 +20,9 @@ class NotFiredError(ChaosError):
     """A fault left no proof that it happened, so whatever followed says nothing about it."""
 
 
+class GoneError(NotFiredError):
+    """The victim was gone before it could be struck: another one will do."""
+
+
 class StuckError(ChaosError):
     """The job committed no step within the patience after a fault, or never began."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from chaos.errors import NotFiredError
+from chaos.errors import GoneError, NotFiredError
 
 END_TIMEOUT_S: Final = 10.0
 """A killed process of many MB is gone within 30 ms; a machine that swaps takes longer."""
@@ -64,14 +64,15 @@ def kill(pid: int, what: str) -> str:
     """SIGKILL a process and wait for its end; returns the evidence.
 
     Raises:
-        NotFiredError: it was gone already, or outlives the signal.
+        GoneError: it was gone already.
+        NotFiredError: it outlives the signal.
     """
     process = Process.open(pid)
     if process is None:
-        raise NotFiredError(f"{what} (pid {pid}) was gone before it could be killed")
+        raise GoneError(f"{what} (pid {pid}) was gone before it could be killed")
     try:
         if not process.send(signal.SIGKILL):
-            raise NotFiredError(f"{what} (pid {pid}) was gone before it could be killed")
+            raise GoneError(f"{what} (pid {pid}) was gone before it could be killed")
         if not process.wait():
             raise NotFiredError(f"{what} (pid {pid}) outlived SIGKILL: state {process.state}")
     finally:

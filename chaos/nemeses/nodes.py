@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from chaos.errors import NotFiredError
+from chaos.errors import GoneError
 from chaos.nemeses.base import Aim, Answer, Blow, Nemesis, Surroundings
 from chaos.nemeses.processes import OfNodes
 from chaos.proc import kill
@@ -36,7 +36,7 @@ class OfClusterNodes(OfNodes):
         """One of them, at random."""
         found = self.raylets(world, aim)
         if not found:
-            raise NotFiredError("no raylet is up on such a node")
+            raise GoneError("no raylet is up on such a node")
         return found[int(rng.integers(len(found)))]
 
 
@@ -82,6 +82,6 @@ class KillRayHead(Nemesis):
         cluster = world.cluster
         pid = cluster.gcs_pid()
         if pid is None:
-            raise NotFiredError("no GCS is up")
+            raise GoneError("no GCS is up")
         again = cluster.remember_gcs(pid)
         return Blow(("the Ray head",), kill(pid, "the GCS"), again)

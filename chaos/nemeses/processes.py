@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from chaos.errors import NotFiredError
+from chaos.errors import GoneError, NotFiredError
 from chaos.live import LiveWorker
 from chaos.nemeses.base import Aim, Answer, Blow, Nemesis, draw
 from chaos.proc import Process, kill
@@ -128,7 +128,7 @@ class KillAgent(OfNodes):
         agents = world.agents()
         nodes = [node for node in self.nodes(world, aim) if node in agents]
         if not nodes:
-            raise NotFiredError("no agent is up on such a node")
+            raise GoneError("no agent is up on such a node")
         victims = [(node, agents[node]) for node in draw(nodes, aim, rng)]
         evidence = [kill(pid, f"agent of {node}") for node, pid in victims]
         return Blow(tuple(f"agent of {node}" for node, _ in victims), "; ".join(evidence))
@@ -147,7 +147,7 @@ class KillController(Nemesis):
         """Kill it."""
         pid = world.controller_pid()
         if pid is None:
-            raise NotFiredError("no controller is up")
+            raise GoneError("no controller is up")
         return Blow(("the controller",), kill(pid, "the controller"))
 
 
@@ -184,8 +184,8 @@ def _warm_parents(world: World, aim: Aim) -> list[tuple[str, int]]:
 
 def _hold(world: World, worker: LiveWorker) -> Process:
     process = Process.open(worker.pid)
-    if process is None or not world.owns(worker.pid):
-        raise NotFiredError(f"worker {worker.number} (pid {worker.pid}) is gone already")
+    if process is None or process.wait(0) or not world.owns(worker.pid):
+        raise GoneError(f"worker {worker.number} (pid {worker.pid}) is gone already")
     return process
 
 

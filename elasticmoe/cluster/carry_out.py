@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from ray.exceptions import RayError
 
 from elasticmoe.cluster.agents import Agents
+from elasticmoe.cluster.clock import TermClock
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.run import error_from
 from elasticmoe.errors import ClusterError, ElasticMoEError
@@ -62,8 +62,10 @@ class Hands:
         agents: Agents,
         post: Callable[[Event], Awaitable[None]],
         end: Callable[[EndJob], Awaitable[None]],
+        clock: TermClock,
     ) -> None:
         self._agents, self._post, self._end = agents, post, end
+        self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._deleting: set[asyncio.Task[None]] = set()
         self._forming: dict[int, Forming] = {}
@@ -179,12 +181,18 @@ class Hands:
         try:
             sealed = await self.ask_clerk(request)
         except (ElasticMoEError, RayError) as error:
-            lost = CheckpointLost(time.time(), command.step, reason_of(error), command.generation)
+            lost = CheckpointLost(
+                self._clock.now_s(), command.step, reason_of(error), command.generation
+            )
             await self._post(lost)
             return
         await self._post(
             CheckpointSealed(
-                time.time(), command.step, sealed["uri"], sealed["bytes"], command.generation
+                self._clock.now_s(),
+                command.step,
+                sealed["uri"],
+                sealed["bytes"],
+                command.generation,
             )
         )
 
@@ -192,8 +200,8 @@ class Hands:
         await self.ask_clerk({"task": "remove", "step": command.step})
 
     async def _wake(self, at_s: float) -> None:
-        await asyncio.sleep(max(at_s - time.time(), 0.0))
-        await self._post(TimePassed(max(time.time(), at_s)))
+        await asyncio.sleep(max(at_s - self._clock.now_s(), 0.0))
+        await self._post(TimePassed(max(self._clock.now_s(), at_s)))
 
     def _begin(
         self, command: Command, work: Coroutine[Any, Any, None], **about: Any
@@ -205,7 +213,7 @@ class Hands:
                 name = type(command).__name__
                 reason = reason_of(error)
                 log.warning("command_failed", command=name, reason=reason)
-                await self._post(CommandFailed(time.time(), name, reason, **about))
+                await self._post(CommandFailed(self._clock.now_s(), name, reason, **about))
 
         task = asyncio.ensure_future(run())
         self._tasks.add(task)

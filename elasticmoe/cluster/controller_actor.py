@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import time
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elasticmoe.cluster.agents import Agents
 from elasticmoe.cluster.carry_out import END_TIMEOUT_S, Hands
+from elasticmoe.cluster.clock import TermClock
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
@@ -23,7 +23,7 @@ from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run
 from elasticmoe.cluster.service import Answers, Service
 from elasticmoe.controller.loop import Controller
-from elasticmoe.controller.record import Record
+from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.summary import summary
 from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.messages.codec import by_name, decode
@@ -65,7 +65,7 @@ class ControllerActor:
         start_logging((self._run.log_dir / "controller.log").open("a", buffering=1))
         logging.captureWarnings(True)
         self._raylet = Raylet(ours=self._run.ours)
-        self._now_s = 0.0
+        self._clock = TermClock()
         self._controller: Controller | None = None
         self._agents: Agents | None = None
         self._first_node = asyncio.Event()
@@ -127,7 +127,8 @@ class ControllerActor:
         records = journal.read()
         self._narrator = Narrator(journal.term, run.directory / "steps.jsonl")
         self._agents = Agents(run, journal.term, self._node_up, self._node_lost)
-        self._hands = Hands(self._agents, self._post, self._finish)
+        self._clock = TermClock(max((_at_s(record) for record in records), default=0.0))
+        self._hands = Hands(self._agents, self._post, self._finish, self._clock)
         try:
             submitted = None if records else await self._inspect()
         except (ElasticMoEError, RayError) as error:
@@ -266,9 +267,7 @@ class ControllerActor:
         await self._controller.post(event)
 
     def _now(self) -> float:
-        """Wall clock, but never going back within a term."""
-        self._now_s = max(self._now_s, time.time())
-        return self._now_s
+        return self._clock.now_s()
 
     def _status(self) -> dict[str, Any]:
         assert self._controller is not None
@@ -304,6 +303,11 @@ class _Told:
     def append(self, record: Record) -> None:
         self._journal.append(record)
         self._narrator.recorded(record)
+
+
+def _at_s(record: Record) -> float:
+    body = record.body
+    return body.decision.at_s if isinstance(body, Decided) else body.at_s
 
 
 def start_controller(run: Run) -> Any:

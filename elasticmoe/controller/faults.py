@@ -23,6 +23,7 @@ from elasticmoe.controller.replacing import dead_members, decide_early_start, fi
 from elasticmoe.controller.state import (
     LIVING,
     PARK_PATIENCE_S,
+    REAP_PATIENCE_S,
     SEAL_PATIENCE_S,
     SETTLE_S,
     STALLED_PATIENCE_S,
@@ -165,9 +166,10 @@ def _decide_waiting(state: JobState) -> Fence | LookAgain | None:
     leaving = [
         worker for worker in having(state, WorkerStatus.LEAVING) if worker.number in state.positions
     ]
-    ended_s = max((max(one.since_s, state.since_s) for one in leaving), default=-PARK_PATIENCE_S)
-    if leaving and state.now_s < ended_s + PARK_PATIENCE_S:  # their deaths tell what they leave
-        return LookAgain(ended_s + PARK_PATIENCE_S)
+    if leaving:  # their deaths tell what they leave; if an agent is gone, that is told too
+        reaped_s = max(max(one.since_s, state.since_s) for one in leaving) + REAP_PATIENCE_S
+        if state.now_s < reaped_s:
+            return LookAgain(reaped_s)
     return None
 
 

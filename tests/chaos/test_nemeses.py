@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from chaos.clock import Clock
-from chaos.errors import NotFiredError
+from chaos.errors import GoneError
 from chaos.live import LiveJob, LiveWorker
 from chaos.nemeses.memory import flip as flip_bit
 from chaos.nemeses.memory import pick
@@ -60,7 +60,7 @@ def test_a_worker_that_is_gone_already_was_not_killed_by_us(
 ) -> None:
     KillWorker().strike(world, Target(), rng)
 
-    with pytest.raises(NotFiredError):
+    with pytest.raises(GoneError):
         KillWorker().strike(world, Target(), rng)
 
 
@@ -70,7 +70,7 @@ def test_a_process_that_is_not_of_the_job_is_never_struck(
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     world.live.workers = {3: LiveWorker(3, stranger.pid, "a")}
 
-    with pytest.raises(NotFiredError):
+    with pytest.raises(GoneError):
         KillWorker().strike(world, Target(), rng)
 
     assert stranger.poll() is None
@@ -113,7 +113,7 @@ def test_killing_a_pid_that_is_free_is_no_kill() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
 
-    with pytest.raises(NotFiredError):
+    with pytest.raises(GoneError):
         kill(ended.pid, "nobody")
 
 

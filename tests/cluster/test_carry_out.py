@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from elasticmoe.cluster.carry_out import Hands
+from elasticmoe.cluster.clock import TermClock
 from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import by_name, from_line
 from elasticmoe.messages.commands import Command, ForgetVaults, FormGeneration, InstructGang
@@ -36,7 +37,7 @@ def carried_out(agents: FakeAgents, command: Command) -> list[Event]:
         async def post(event: Event) -> None:
             posted.append(event)
 
-        hands = Hands(agents, post, None)  # type: ignore[arg-type]
+        hands = Hands(agents, post, None, TermClock())  # type: ignore[arg-type]
         await hands.carry_out(command)
         await asyncio.gather(*hands._tasks)
 
