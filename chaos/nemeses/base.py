@@ -1,5 +1,6 @@
 """What all nemeses share: they strike, prove it, and may be undone."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -97,13 +98,13 @@ class Nemesis(BaseModel):
         """Why it cannot strike right now; empty: it can."""
         return ""
 
+    @abstractmethod
     def strike(self, world: World, aim: Aim, rng: np.random.Generator) -> Blow:
         """Do it.
 
         Raises:
             NotFiredError: there is no proof that it happened.
         """
-        raise NotImplementedError
 
 
 def draw(candidates: list[Any], aim: Aim, rng: np.random.Generator) -> list[Any]:

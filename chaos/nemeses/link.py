@@ -4,6 +4,7 @@ Packets are sent to a hardware address that nobody has, so that they vanish with
 either side, as in a cable that was pulled somewhere in between.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -21,9 +22,9 @@ class OfLinks(OfClusterNodes):
     answer: ClassVar[Answer] = Answer.OUTLIVED
     for_s: float = Field(default=8.0, gt=0)
 
+    @abstractmethod
     def begin(self, world: World, node: str) -> tuple[str, Callable[[], str]]:
         """Break the link of a node; returns the evidence, and what ends it."""
-        raise NotImplementedError
 
     def strike(self, world: World, aim: Aim, rng: np.random.Generator) -> Blow:
         """Break the link of one node."""

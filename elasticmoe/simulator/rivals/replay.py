@@ -1,7 +1,6 @@
 """Play a trace to a model: the loop that all models share."""
 
 from abc import ABC, abstractmethod
-from math import inf
 from typing import Protocol
 
 from elasticmoe.simulator.rivals.job import Job
@@ -52,13 +51,13 @@ class Replay(ABC):
     def on_join(self) -> None:
         """New nodes are in `alive`."""
 
+    @abstractmethod
     def next_timer_s(self) -> float:
-        """Moment at which `on_timer` wants to be called."""
-        return inf
+        """Moment at which `on_timer` wants to be called; infinite: never."""
 
+    @abstractmethod
     def on_timer(self) -> None:
         """The moment of `next_timer_s` has come."""
-        raise NotImplementedError
 
     def step_s(self) -> float:
         """Length of a step now."""
