@@ -87,6 +87,15 @@ async def form(
     return lines
 
 
+async def two_that_train(agent: Agent, controller: Controller) -> dict[int, int]:
+    """Have workers 1 and 2 form a generation and take some steps; return their pids."""
+    await agent.start_workers((1, 2))
+    ready = await controller.wait_for("WorkerReady", 2)
+    await form(agent, 1, (1, 2))
+    await controller.wait_for("StepDone", 3)
+    return {message["worker"]: message["pid"] for _, message in ready}
+
+
 def is_alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as stat:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents_for_tests import Controller, form, run_with_agent, until_gone
+from agents_for_tests import Controller, form, run_with_agent, two_that_train, until_gone
 
 from elasticmoe.cluster.agent import Agent
 
@@ -18,11 +18,7 @@ def test_a_killed_worker_is_reported_and_the_other_is_told_that_the_generation_i
     tmp_path: Path,
 ) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
-        await agent.start_workers((1, 2))
-        ready = await controller.wait_for("WorkerReady", 2)
-        pids = {message["worker"]: message["pid"] for _, message in ready}
-        await form(agent, 1, (1, 2))
-        await controller.wait_for("StepDone", 3)
+        pids = await two_that_train(agent, controller)
 
         killed_s = time.monotonic()
         os.kill(pids[2], signal.SIGKILL)

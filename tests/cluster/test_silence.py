@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agents_for_tests import Controller, form, run_with_agent, until_gone
+from agents_for_tests import Controller, form, run_with_agent, two_that_train, until_gone
 
 from elasticmoe.cluster.agent import Agent
 from elasticmoe.cluster.worker_process import core_waits, is_stopped
@@ -21,11 +21,7 @@ def test_a_stopped_worker_is_reported_the_others_are_told_and_it_can_be_killed(
     tmp_path: Path,
 ) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
-        await agent.start_workers((1, 2))
-        ready = await controller.wait_for("WorkerReady", 2)
-        pids = {message["worker"]: message["pid"] for _, message in ready}
-        await form(agent, 1, (1, 2))
-        await controller.wait_for("StepDone", 3)
+        pids = await two_that_train(agent, controller)
 
         stopped_s = time.monotonic()
         os.kill(pids[2], signal.SIGSTOP)
@@ -50,11 +46,7 @@ def test_a_stopped_worker_is_reported_the_others_are_told_and_it_can_be_killed(
 
 def test_a_worker_that_runs_but_does_not_beat_is_reported_later(tmp_path: Path) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
-        await agent.start_workers((1, 2))
-        ready = await controller.wait_for("WorkerReady", 2)
-        pids = {message["worker"]: message["pid"] for _, message in ready}
-        await form(agent, 1, (1, 2))
-        await controller.wait_for("StepDone", 3)
+        pids = await two_that_train(agent, controller)
 
         muted_s = time.monotonic()
         os.kill(pids[1], signal.SIGUSR1)

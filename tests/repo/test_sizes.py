@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CODE = sorted(
     path
-    for folder in ("elasticmoe", "tests", "benchmarks", "examples")
+    for folder in ("elasticmoe", "chaos", "tests", "benchmarks", "examples")
     for path in (ROOT / folder).rglob("*.py")
 )
 MAX_FILE_LINES = 400
