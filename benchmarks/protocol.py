@@ -1,7 +1,8 @@
-"""What the transaction costs: second homes, preparing and the vote, toggled in running processes.
+"""What protection costs: homes, preparing, vote and hashes, toggled in running processes.
 
 Two gangs live in the same two processes. One is protected: two homes per unit, the reduced
-gradients forwarded, a vote, the mirrors' update. The other has one home per unit and no vote.
+gradients forwarded, a vote, the mirrors' update, units hashed before and after their update and
+compared between their homes. The other has one home per unit, no vote and no hashes.
 """
 
 import statistics
@@ -12,7 +13,7 @@ from benchmarks.crew import Crew
 from benchmarks.figures import Report, upper_95
 from benchmarks.member import Worker, start_gang
 from benchmarks.rivals.job import Workload
-from benchmarks.steps import Computed, commit, compute
+from benchmarks.steps import Computed, commit, compute, unprotect
 from elasticmoe.runtime.gang import Gang
 
 Phases = dict[str, float]
@@ -28,6 +29,7 @@ class ProtocolWorker(Worker):
         super().__init__(workload, member, workers, port)
         bare = replace(workload, overrides=(*workload.overrides, "protection.redundancy=1"))
         self.bare = self.form(bare.job(), generation=2)
+        unprotect(self.bare)
 
     def block(self, steps: int, number: int) -> list[Pair]:
         """So many protected and as many unprotected whole steps; odd blocks begin with the

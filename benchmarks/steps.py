@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from elasticmoe.model.wave import StageOutput, Wave
 from elasticmoe.runtime.gang import Gang, Stopwatch
-from elasticmoe.runtime.step import agree, apply, prepare
+from elasticmoe.runtime.step import agree, apply, compare_homes, prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ def compute(gang: Gang) -> Computed:
 
 
 def commit(gang: Gang, computed: Computed, *, protected: bool) -> dict[str, float]:
-    """All other phases; unprotected: nothing is forwarded and nobody votes.
+    """All other phases; unprotected: nothing is forwarded or compared and nobody votes.
 
     Returns:
         Seconds of each phase, those of `computed` included.
@@ -49,4 +49,16 @@ def commit(gang: Gang, computed: Computed, *, protected: bool) -> dict[str, floa
         clock.mark("prepare")
     apply(gang, result)
     clock.mark("apply")
+    interval = gang.job.protection.hash_interval_steps
+    if protected and gang.progress.step % interval == 0:
+        compare_homes(gang)
+    clock.mark("compare")
     return {"compute": computed.seconds, **clock.seconds}
+
+
+def unprotect(gang: Gang) -> None:
+    """Neither hash units nor keep what an update cut off would have to be undone with."""
+    homes = gang.homes
+    homes.alone = frozenset()
+    homes.state.hash_of = lambda unit: 0  # type: ignore[method-assign]
+    homes.vault.hashes_U[:] = 0
