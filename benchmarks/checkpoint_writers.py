@@ -21,7 +21,7 @@ from benchmarks.steps import commit, compute
 from elasticmoe.checkpoint.manifest import Manifest, digest_inventory, file_row
 from elasticmoe.checkpoint.store import open_store
 from elasticmoe.checkpoint.write import delete_checkpoint, seal
-from elasticmoe.runtime.snapshots import SnapshotWriter, Written
+from elasticmoe.runtime.checkpoints import CheckpointWriter, Written
 
 STAGING: Final = {
     "thread": StagingOptions(False, False, False, False),
@@ -67,7 +67,7 @@ class SavingWorker(Worker):
         """Get ready to save in a directory; returns the bytes that this member saves."""
         self.join_torch()
         self._home, self._store = Path(home), open_store(f"{home}/ours")
-        self._writer = SnapshotWriter(self._store, self._on_written)
+        self._writer = CheckpointWriter(self._store, self._on_written)
         self._number = 0
         self._stagers = {how: DefaultStager(options) for how, options in STAGING.items()}
         self._flat: dict[str, torch.Tensor] = {}

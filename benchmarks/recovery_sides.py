@@ -106,6 +106,7 @@ class Ours:
         except ElasticMoEError:
             shutil.rmtree(self._home, ignore_errors=True)
             raise
+        self.controller_pid = self._handle.pids["controller"]
         directory = self._handle.directory
         self._client = JobClient(self._handle.url, self._handle.token, directory)
         threading.Thread(target=self._follow, daemon=True).start()

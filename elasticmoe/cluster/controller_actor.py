@@ -240,18 +240,22 @@ class ControllerActor:
         await self._post(NodeLost(self._now(), node, evidence))
 
     async def _take(self, node: str, lines: list[bytes]) -> None:
-        """Post an agent's lines in their order, stamped with the time of acceptance."""
+        """Post an agent's lines in their order, stamped with the time of acceptance.
+
+        They are made durable together: the lock on the journal is taken in the order of asking.
+        """
+        events = []
         for line in lines:
             plain = json.loads(line)
             if plain["kind"] == "Notice":
                 self._narrator.notice(self._now(), plain["text"])
                 continue
             try:
-                event = self._event(node, plain)
+                events.append(self._event(node, plain))
             except ValueError as error:  # of another version: to repeat it would not help
                 log.error("bad_message", node=node, reason=str(error))
-                continue
-            await self._post(event)
+        await asyncio.gather(*map(self._post, events))
+        for event in events:
             if isinstance(event, Reported) and isinstance(event.report, StepDone):
                 self._narrator.step_done(event.at_s, event.report)
 
@@ -303,6 +307,9 @@ class _Told:
     def append(self, record: Record) -> None:
         self._journal.append(record)
         self._narrator.recorded(record)
+
+    def sync(self) -> None:
+        self._journal.sync()
 
 
 def _at_s(record: Record) -> float:

@@ -1,4 +1,4 @@
-"""The journal on disk: one file per term, claimed by exclusive create, synced line by line.
+"""The journal on disk: one file per term, claimed by exclusive create, synced before deeds.
 
 `journal/00000001` belongs to the first controller of a run, `journal/00000002` to the next one.
 The first line of a file says how many bytes of each earlier file it continues from, so that a
@@ -9,6 +9,8 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
@@ -59,19 +61,33 @@ class FileJournal:
         return records
 
     def append(self, record: Record) -> None:
-        """Write a record; when this returns it survives a crash.
+        """Write a record; it survives a crash once `sync` was called after it.
 
         Raises:
             StorageError: the disk refuses.
         """
-        try:
-            _write_through(self._file, encode_record(record))
-        except OSError as error:
-            raise StorageError(f"{self._file.name}: {error.strerror or error}") from error
+        with self._refusals():
+            _write(self._file, encode_record(record))
+
+    def sync(self) -> None:
+        """Return when all that was written before is on the disk.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        with self._refusals():
+            os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
         """Give up the term."""
         self._file.close()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._file.name}: {error.strerror or error}") from error
 
     def _claim(self, header: Header) -> FileIO:
         path = self._directory / f"{header.term:08d}"
@@ -81,7 +97,8 @@ class FileJournal:
             raise StorageError(
                 f"{path} exists already: another controller of this job has taken over"
             ) from None
-        _write_through(file, _checked(json.dumps(asdict(header)).encode()))
+        _write(file, _checked(json.dumps(asdict(header)).encode()))
+        os.fdatasync(file.fileno())
         _sync_directory(self._directory)
         return file
 
@@ -150,11 +167,10 @@ def _checked(text: bytes) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _write_through(file: FileIO, line: bytes) -> None:
+def _write(file: FileIO, line: bytes) -> None:
     view = memoryview(line)
     while view:
         view = view[file.write(view) :]
-    os.fdatasync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from elasticmoe.errors import ClusterError, StorageError
 from elasticmoe.messages.worker import Copies
 from elasticmoe.telemetry.log import get_log
+from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.pulse import Pulse, create_pulse
-from elasticmoe.vault.vault import Vault, create_vault, read_copies
+from elasticmoe.vault.vault import Vault, create_vault
 
 log = get_log(__name__)
 

@@ -86,6 +86,17 @@ class TakeCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Tell the gang to copy its state to host memory."""
+
+    at_s: float
+    generation: int
+    number: int
+    """Of the instruction."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Protect:
     """Give units that lack homes new ones while the gang trains on."""
 
@@ -220,6 +231,7 @@ Decision = (
     | Form
     | Train
     | TakeCheckpoint
+    | TakeSnapshot
     | Protect
     | Drain
     | Regroup

@@ -20,6 +20,7 @@ from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import no_longer_exposed
 from elasticmoe.controller.recovery import MOST_RETRIES, Damage, decide_recovery
 from elasticmoe.controller.replacing import dead_members, decide_early_start, find_replacements
+from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import (
     LIVING,
     PARK_PATIENCE_S,
@@ -91,6 +92,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         in_step=state.outage is not None and state.outage.in_step,
         shortage=lacking,
         survivors_shortage=shortage(state, kept.step, left) if kept and left != nodes else lacking,
+        snapshot_step=find_snapshot(state, left),
         distrusted=_distrusted(state),
         refused_rungs=refused_rungs,
         retries=state.retries,
@@ -220,7 +222,7 @@ def _answered(
         state = counted(state, open_steps_redone=int(decision.open_step > 0))
     first = _first_error(decision.evidence) if decision.evidence else None
     commands: tuple[Command, ...] = ()
-    if from_memory:
+    if from_memory:  # a snapshot is behind what is committed until a generation goes back to it
         committed = max(state.committed_step, decision.step)
         high = max(state.high_step, decision.step)
         is_new = state.settled_step is None

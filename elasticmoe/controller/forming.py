@@ -78,6 +78,7 @@ def apply_form(state: JobState, decision: Form) -> Outcome:
         unsaved_steps={},
         drain=None,
         protect=None,
+        snapshots=replace(state.snapshots, asked=None, taken_s=None),
         memory_since=state.memory_since if memory else decision.generation,
         settled_step=decision.step if memory else None,
         pace=state.pace.scaled(fewer) if fewer > 1 else state.pace,

@@ -22,6 +22,7 @@ from elasticmoe.controller.memory import plan_recall
 from elasticmoe.controller.record import as_plain
 from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import dead_members, find_replacements, replacing
+from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import (
     LIVING,
     PARK_PATIENCE_S,
@@ -64,8 +65,8 @@ def decide_gathering(state: JobState) -> Next:
             return _decide_retry(state)
         case "replace":
             return _decide_replace(state)
-        case "failover":
-            return _decide_failover(state)
+        case "failover" | "snapshot":
+            return _decide_failover(state, state.rung)
     return _decide_afresh(state)
 
 
@@ -111,14 +112,14 @@ def _decide_replace(state: JobState) -> Next:
     return _form_from_memory(state, "replace", workers, replaced, state.plan)
 
 
-def _decide_failover(state: JobState) -> Next:
+def _decide_failover(state: JobState, rung: Rung) -> Next:
     """Nobody waits for a worker that starts, unless there are too few without it."""
     if state.workers.count(WorkerStatus.IDLE) < state.spec.workers.min:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
     workers = tuple(worker.number for worker in _ready(state))
-    return _form_from_memory(state, "failover", workers, {}, None)
+    return _form_from_memory(state, rung, workers, {}, None)
 
 
 def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveUp:
@@ -153,10 +154,13 @@ def _form_from_memory(
     assert state.settled_step is not None, "a rung of memory has settled the step"
     step, members = state.settled_step, _members(state, workers)
     try:
-        laid_out, memory = plan_recall(state, members, step=step, replaced=replaced, plan=plan)
+        laid_out, memory = plan_recall(
+            state, members, step=step, replaced=replaced, plan=plan, is_snapshot=rung == "snapshot"
+        )
     except PlanError as error:
         return _reconsider(state, rung, str(error))
-    reason = f"{plural(len(members), 'worker')} go on from memory at step {step}"
+    where = "the snapshot of" if memory.is_snapshot else "memory at"
+    reason = f"{plural(len(members), 'worker')} go on from {where} step {step}"
     return replace(_form(state, laid_out, step, reason), memory=memory)
 
 
@@ -191,8 +195,9 @@ def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
 
 
 def _decide_wait(state: JobState, fitting: int) -> Wait:
-    from_memory = state.settled_step is not None and not shortage(
-        state, state.settled_step, frozenset(state.nodes)
+    from_memory = state.settled_step is not None and (
+        not shortage(state, state.settled_step, frozenset(state.nodes))
+        or find_snapshot(state, frozenset(state.nodes)) == state.settled_step
     )
     newest = state.newest.step if state.newest else 0
     step = state.settled_step if from_memory and state.settled_step is not None else newest

@@ -7,7 +7,7 @@ from elasticmoe.controller.machine import advance, glance, outstanding, replay
 from elasticmoe.controller.protocols import Effects, Journal
 from elasticmoe.controller.record import Decided, Entry, Progress, Record, as_progress, fold
 from elasticmoe.controller.state import JobState
-from elasticmoe.messages.commands import Command
+from elasticmoe.messages.commands import Command, WakeAt
 from elasticmoe.messages.events import Event, TimePassed
 
 PROGRESS_INTERVAL_S: Final = 2.0
@@ -27,6 +27,9 @@ class Controller:
         self._posting = asyncio.Lock()
         self._state = replay(records)
         self._next_number = len(records)
+        self._durable = len(records)
+        """Records with smaller numbers survive a crash."""
+        self._syncing: asyncio.Future[None] | None = None
         self._unwritten: Progress | None = None
         self._written_s = 0.0
         self._late: TimePassed | None = None
@@ -39,7 +42,7 @@ class Controller:
         return self._state
 
     async def post(self, event: Event) -> None:
-        """Accept an event. Once this returns it is durable, though not yet acted on.
+        """Accept an event. Once this returns it is durable, though perhaps not yet acted on.
 
         Progress is the exception: it is durable within `PROGRESS_INTERVAL_S`, or with the next
         event of another kind, before that one. So are timers: they are written when it is their
@@ -53,6 +56,7 @@ class Controller:
             elif not isinstance(event, TimePassed):
                 number = self._write(event)
             await self._inbox.put((number, event))
+        await self._synced()
 
     async def run(self) -> None:
         """Run until the job ends. Safe to start again after a crash at any line.
@@ -63,9 +67,12 @@ class Controller:
         commands = outstanding(self._state)  # after a restart: finish what was begun
         while True:
             for command in commands:
+                if not isinstance(command, WakeAt):
+                    await self._synced()  # nothing is done that is not on record
                 await self._effects.carry_out(command)  # starts work; the outcome is an event
             if self._state.is_final:
                 self._flush()
+                await self._synced()
                 return
             number, event = await self._inbox.get()
             commands = ()
@@ -120,3 +127,19 @@ class Controller:
         self._journal.append(Record(number, body))
         self._next_number = number + 1
         return number
+
+    async def _synced(self) -> None:
+        """Return when all that is written by now survives a crash. A sync takes milliseconds: one
+        serves all who wait for it, and events are acted upon meanwhile."""
+        wanted = self._next_number
+        while self._durable < wanted:
+            if self._syncing is None:
+                self._syncing = asyncio.ensure_future(self._sync(self._next_number))
+            await asyncio.shield(self._syncing)
+
+    async def _sync(self, number: int) -> None:
+        try:
+            await asyncio.to_thread(self._journal.sync)
+            self._durable = number
+        finally:
+            self._syncing = None

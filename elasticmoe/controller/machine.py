@@ -19,6 +19,7 @@ from elasticmoe.controller import (
     forming,
     gathering,
     protecting,
+    snapshots,
     training,
 )
 from elasticmoe.controller.decisions import (
@@ -37,6 +38,7 @@ from elasticmoe.controller.decisions import (
     Regroup,
     Stop,
     TakeCheckpoint,
+    TakeSnapshot,
     Train,
     Wait,
 )
@@ -100,6 +102,7 @@ APPLY: Final[Mapping[type, Callable[[JobState, Any], Outcome]]] = {
     Form: forming.apply_form,
     Train: forming.apply_train,
     TakeCheckpoint: training.apply_take_checkpoint,
+    TakeSnapshot: snapshots.apply_take_snapshot,
     Protect: protecting.apply_protect,
     Drain: training.apply_drain,
     Regroup: training.apply_regroup,
@@ -186,6 +189,7 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
     commands += checkpoints.repeated_commands(state)
     commands += state.forgotten
     commands += protecting.protect_commands(state)
+    commands += snapshots.snapshot_commands(state)
     if state.phase is Phase.FORMING and state.form is not None:
         commands.append(forming.form_command(state.form))
     if state.phase is Phase.BREAKING:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from elasticmoe.controller.copies import has_progress, suppliable
+from elasticmoe.controller.snapshots import as_of_snapshot
 from elasticmoe.controller.state import JobState
 from elasticmoe.controller.vaults import is_current, usable
 from elasticmoe.errors import PlanError
@@ -19,6 +20,7 @@ def plan_recall(
     step: int,
     replaced: Mapping[int, int],
     plan: Plan | None,
+    is_snapshot: bool = False,
 ) -> tuple[Plan, FromMemory]:
     """Lay a generation out so that it goes on from what is in memory.
 
@@ -27,13 +29,14 @@ def plan_recall(
         step: committed steps to go on from.
         replaced: new member -> the dead one whose position it takes.
         plan: keep this layout; none: make one for these members.
+        is_snapshot: go back to the snapshot of that step.
 
     Raises:
         PlanError: something is in nobody's memory, or no layout fits.
     """
     assert state.job is not None, "no job was submitted"
     heirs = plan_heirs(state, members, replaced)
-    readers = _Readers(state, members, heirs, step)
+    readers = _Readers(state, members, heirs, step, is_snapshot=is_snapshot)
     sources = readers.sources()
     progress_from = readers.progress_from()
     if plan is not None:
@@ -46,6 +49,9 @@ def plan_recall(
         progress_from=progress_from,
         heirs=heirs,
         adopted=tuple(sorted(readers.adopted)),
+        is_snapshot=is_snapshot,
+        rebuilt=tuple(readers.rebuilt),
+        gathered=tuple(sorted(readers.gathered)),
     )
     return plan, memory
 
@@ -106,10 +112,14 @@ class _Readers:
         members: Sequence[Member],
         heirs: Sequence[tuple[int, int]],
         step: int,
+        *,
+        is_snapshot: bool,
     ) -> None:
         assert state.job is not None, "no job was submitted"
         self.adopted: list[tuple[int, int]] = []
-        self._members, self._step = members, step
+        self.rebuilt: list[tuple[int, int, tuple[int, ...]]] = []
+        self.gathered: set[tuple[int, int, int]] = set()
+        self._members, self._step, self._is_snapshot = members, step, is_snapshot
         self._num_units = len(state.job.inventory.units)
         owns = {**{member.worker: member.worker for member in members}, **dict(heirs)}
         position = {member.worker: place for place, member in enumerate(members)}
@@ -124,7 +134,7 @@ class _Readers:
                 if owner in state.workers or node not in at_node:
                     continue  # a living worker's vault is its own
                 self._could_adopt[owner] = at_node[node]
-            self._vaults[owner] = copies
+            self._vaults[owner] = as_of_snapshot(copies, step) if is_snapshot else copies
 
     def sources(self) -> dict[int, tuple[int, ...]]:
         """Unit -> positions of members that can supply it, ascending."""
@@ -142,10 +152,34 @@ class _Readers:
             if any(not found[unit] for units in there for unit in units):
                 self._adopt(owner)
                 self._add(found, owner, self._reader[owner])
+        self._rebuild_missing(found)
         for unit, places in enumerate(found):
             if not places:
                 raise PlanError(f"No member can read a copy of unit {unit} at step {self._step}.")
             places.sort()
+
+    def _rebuild_missing(self, found: list[list[int]]) -> None:
+        """Have units made from parities, by whoever can read these."""
+        for owner in sorted({**self._reader, **self._could_adopt}):
+            for group in self._parities(owner):
+                lacking = [unit for unit in group if not found[unit]]
+                if len(lacking) != 1:
+                    continue
+                if owner not in self._reader:
+                    self._adopt(owner)
+                place = self._reader[owner]
+                others = tuple(unit for unit in group if unit != lacking[0])
+                self.rebuilt.append((lacking[0], place, others))
+                self.gathered |= {
+                    (one, found[one][0], place) for one in others if place not in found[one]
+                }
+                found[lacking[0]].append(place)
+
+    def _parities(self, owner: int) -> tuple[tuple[int, ...], ...]:
+        copies = self._vaults.get(owner)
+        if copies is None or not self._is_snapshot or not copies.snapshots:
+            return ()
+        return copies.snapshots[0].parities
 
     def _add(self, found: list[list[int]], owner: int, place: int) -> None:
         copies = self._vaults.get(owner)

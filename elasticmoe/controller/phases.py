@@ -17,6 +17,7 @@ from elasticmoe.controller.decisions import (
     Regroup,
     Stop,
     TakeCheckpoint,
+    TakeSnapshot,
     Train,
     Wait,
 )
@@ -66,6 +67,7 @@ NEXT_PHASE: Final[Mapping[tuple[Phase, type], Phase]] = {
     (Phase.TRAINING,    Gather):            Phase.TRAINING,
     (Phase.TRAINING,    Fence):             Phase.TRAINING,
     (Phase.TRAINING,    TakeCheckpoint):    Phase.TRAINING,
+    (Phase.TRAINING,    TakeSnapshot):      Phase.TRAINING,
     (Phase.TRAINING,    Protect):           Phase.TRAINING,
     (Phase.TRAINING,    Drain):             Phase.DRAINING,
     (Phase.TRAINING,    Break):             Phase.BREAKING,

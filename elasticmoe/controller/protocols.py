@@ -19,10 +19,19 @@ class Journal(Protocol):
         ...
 
     def append(self, record: Record) -> None:
-        """Write a record; when this returns it survives a crash.
+        """Write a record behind all others.
 
         Raises:
             StorageError: the record could not be written. The controller stops.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Return when all that was written before this call survives a crash. Called on another
+        thread than `append`.
+
+        Raises:
+            StorageError: the disk refuses. The controller stops.
         """
         ...
 

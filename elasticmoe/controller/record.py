@@ -37,6 +37,8 @@ class Progress:
     """Newest command that took effect; at the first of the steps, if it is new."""
     arrivals: tuple[float, ...] = ()
     """When each of the steps was reported."""
+    snapshot_s: float = 0.0
+    """Time that the last snapshot between the steps took; 0: there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def as_progress(event: Event) -> Progress | None:
         loss=done.loss,
         instructed=done.instructed,
         arrivals=(event.at_s,),
+        snapshot_s=done.snapshot_s,
     )
 
 
@@ -122,6 +125,7 @@ def fold(earlier: Progress, later: Progress) -> Progress | None:
         first_sample=earlier.first_sample,
         seconds=earlier.seconds + later.seconds,
         arrivals=earlier.arrivals + later.arrivals,
+        snapshot_s=later.snapshot_s or earlier.snapshot_s,
     )
 
 

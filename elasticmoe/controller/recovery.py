@@ -14,6 +14,8 @@ MOST_RETRIES: Final = 2
 """In a row without a new step; then whoever looks worst is replaced."""
 TRIES_FROM_CHECKPOINT: Final = 3
 """The last tries before the job is given up: what is in memory may be the cause."""
+KEEPING: Final[tuple[Rung, ...]] = ("retry", "replace", "failover")
+"""Rungs that give up no committed step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Damage:
     """What is missing in the memory of the members' nodes; empty: nothing."""
     survivors_shortage: str
     """The same for the nodes on which a member is left."""
+    snapshot_step: int | None
+    """Committed steps of the newest snapshot that is whole in memory; none: there is none."""
     distrusted: str
     """Why what is in memory must not be used; empty: it may."""
     refused_rungs: tuple[tuple[Rung, str], ...]
@@ -81,8 +85,8 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     for rung, refuse in LADDER:
         refusal = _left_out(damage, rung) or refuse(damage)
         if not refusal:
-            if _too_few(damage) and rung in ("failover", "checkpoint"):
-                return _wait(damage, from_memory=rung == "failover")
+            if _too_few(damage) and rung in ("failover", "snapshot", "checkpoint"):
+                return _wait(damage, rung)
             return _recover(damage, rung, tuple(passed_over))
         passed_over.append(f"{rung}: {refusal}")
     code = "bad_checkpoint" if damage.newest is None and damage.ever_saved else "no_rung_left"
@@ -113,8 +117,10 @@ def origin(checkpoint: Checkpoint | None) -> str:
 def _refuse_memory(damage: Damage) -> str:
     if not damage.members or damage.settled is None:
         return "nothing is in memory"
-    if damage.distrusted:
-        return damage.distrusted
+    return damage.distrusted or _refuse_tired(damage)
+
+
+def _refuse_tired(damage: Damage) -> str:
     spared = max(damage.max_restarts - TRIES_FROM_CHECKPOINT, TRIES_FROM_CHECKPOINT)
     if damage.attempts >= spared:
         return f"{damage.attempts} recoveries without a new step"
@@ -139,6 +145,15 @@ def _refuse_failover(damage: Damage) -> str:
     return _refuse_memory(damage) or damage.survivors_shortage
 
 
+def _refuse_snapshot(damage: Damage) -> str:
+    step = damage.snapshot_step
+    if step is None:
+        return "no snapshot is whole in memory"
+    if damage.newest is not None and damage.newest.step >= step:
+        return f"the checkpoint of step {damage.newest.step} is as new"
+    return _refuse_tired(damage)
+
+
 def _refuse_checkpoint(damage: Damage) -> str:
     if damage.newest is None and damage.ever_saved:
         return "no checkpoint is left that verifies"
@@ -149,6 +164,7 @@ LADDER: Final[tuple[tuple[Rung, Callable[[Damage], str]], ...]] = (
     ("retry", _refuse_retry),
     ("replace", _refuse_replace),
     ("failover", _refuse_failover),
+    ("snapshot", _refuse_snapshot),
     ("checkpoint", _refuse_checkpoint),
 )
 """Rungs in the order in which they are tried, each with what speaks against it."""
@@ -172,9 +188,8 @@ def _recover(damage: Damage, rung: Rung, passed_over: tuple[str, ...]) -> Recove
     delay_s = backoff_s(damage.attempts, damage.backoff_s)
     attempt = damage.attempts + 1
     again = f"; try {attempt} of {damage.max_restarts} in {delay_s:.1f} s" if delay_s else ""
-    from_memory = rung != "checkpoint"
-    step, redo = _kept(damage, from_memory=from_memory)
-    settled = damage.settled if from_memory else None
+    step, redo = _kept(damage, rung)
+    settled = damage.settled if rung in KEEPING else None
     return Recover(
         at_s=damage.at_s,
         rung=rung,
@@ -185,14 +200,14 @@ def _recover(damage: Damage, rung: Rung, passed_over: tuple[str, ...]) -> Recove
         retry_at_s=damage.at_s + delay_s,
         evidence=damage.casualties,
         reason=f"{_what(damage)}; {_cure(damage, rung)}{again}",
-        open_step=_open_step(damage, from_memory=from_memory),
+        open_step=_open_step(damage, rung),
         settled=settled.reason if settled else "",
         passed_over=passed_over,
     )
 
 
 def _cure(damage: Damage, rung: Rung) -> str:
-    step, redo = _kept(damage, from_memory=rung != "checkpoint")
+    step, redo = _kept(damage, rung)
     there = f"from memory at step {step}"
     if rung == "retry":
         return f"the same {plural(damage.members, 'worker')} go on {there}"
@@ -201,38 +216,43 @@ def _cure(damage: Damage, rung: Rung) -> str:
         return f"{named} replaced in place, {plural(damage.members, 'worker')} go on {there}"
     if rung == "failover":
         return f"the workers that are left go on {there}"
+    if rung == "snapshot":
+        return f"all go back to the snapshot of step {step} ({plural(redo, 'step')} to redo)"
     return (
         f"all go back to {origin(damage.newest)} ({plural(redo, 'step')} to redo) "
         f"with {plural(_workers(damage), 'worker')}"
     )
 
 
-def _kept(damage: Damage, *, from_memory: bool) -> tuple[int, int]:
+def _kept(damage: Damage, rung: Rung) -> tuple[int, int]:
     """Committed steps that are kept, and how many are given up."""
-    if from_memory:
+    if rung in KEEPING:
         assert damage.settled is not None, "memory was refused"
         return damage.settled.step, 0
-    step = damage.newest.step if damage.newest else 0
+    if rung == "snapshot":
+        assert damage.snapshot_step is not None, "the snapshot was refused"
+        step = damage.snapshot_step
+    else:
+        step = damage.newest.step if damage.newest else 0
     return step, max(damage.committed_step - step, 0)
 
 
-def _open_step(damage: Damage, *, from_memory: bool) -> int:
+def _open_step(damage: Damage, rung: Rung) -> int:
     if not damage.in_step:
         return 0
-    if not from_memory:
+    if rung not in KEEPING:
         return damage.committed_step + 1
     assert damage.settled is not None, "memory was refused"
     return 0 if damage.settled.commits_open_step else damage.settled.step + 1
 
 
-def _wait(damage: Damage, *, from_memory: bool) -> Wait:
-    step, redo = _kept(damage, from_memory=from_memory)
+def _wait(damage: Damage, rung: Rung) -> Wait:
+    step, redo = _kept(damage, rung)
     workers = _workers(damage)
-    where = (
-        f"memory at step {step}"
-        if from_memory
-        else f"{origin(damage.newest)} ({plural(redo, 'step')} to redo)"
-    )
+    where = {
+        "failover": f"memory at step {step}",
+        "snapshot": f"the snapshot of step {step} ({plural(redo, 'step')} to redo)",
+    }.get(rung, f"{origin(damage.newest)} ({plural(redo, 'step')} to redo)")
     reason = (
         f"{_what(damage)}; {plural(workers, 'worker')} can run and workers.min is "
         f"{damage.minimum}: waiting for nodes, to go on from {where}"
@@ -244,8 +264,8 @@ def _wait(damage: Damage, *, from_memory: bool) -> Wait:
         refused=damage.refused,
         evidence=damage.casualties,
         reason=reason,
-        from_memory=from_memory,
-        open_step=_open_step(damage, from_memory=from_memory),
+        from_memory=rung != "checkpoint",
+        open_step=_open_step(damage, rung),
     )
 
 

@@ -28,6 +28,9 @@ def _cure(state: JobState, took: str) -> str:
     count = plural(len(state.members), "worker")
     if state.form.memory is None:
         return f"all went back to {origin(state.newest)} and {count} trained on after {took}"
+    if state.form.memory.is_snapshot:
+        there = f"the snapshot of step {state.form.step} in memory"
+        return f"all went back to {there} and {count} trained on after {took}"
     if state.rung == "replace":
         return f"replaced from {_whose_memory(state)} memory in {took}"
     if state.rung == "failover" and not state.form.newcomers and state.outage is not None:

@@ -88,6 +88,18 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshots:
+    """Of the current generation."""
+
+    asked: int | None = None
+    """Number of the instruction that the gang was given and has not carried out yet."""
+    taken_s: float | None = None
+    """When the last one was taken."""
+    cost_s: float = 0.0
+    """What the last one cost; 0: none was measured, in any generation."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A worker's own error, to tell whether the next one is the same."""
 
@@ -210,6 +222,7 @@ class JobState:
     exposed_since_s: float | None = None
     """Since when units lack a home."""
     pace: Pace = field(default_factory=Pace)
+    snapshots: Snapshots = Snapshots()
 
     committed_step: int = 0
     high_step: int = 0

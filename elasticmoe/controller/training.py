@@ -18,6 +18,7 @@ from elasticmoe.controller.decisions import (
     Regroup,
     Stop,
     TakeCheckpoint,
+    TakeSnapshot,
 )
 from elasticmoe.controller.ending import decide_finish, decide_stop
 from elasticmoe.controller.faults import decide_break
@@ -25,6 +26,7 @@ from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import decide_protect, protected
 from elasticmoe.controller.record import Progress
+from elasticmoe.controller.snapshots import decide_snapshot, snapshot_taken
 from elasticmoe.controller.state import (
     DRAIN_PATIENCE_S,
     LIVING,
@@ -54,7 +56,7 @@ def progress(state: JobState, entry: Progress) -> Outcome:
     state = counted(state, stale=count - new, steps_reported=new)
     if not new:
         return state, ()
-    state = reopened(protected(state, entry), entry.last_step)
+    state = reopened(snapshot_taken(protected(state, entry), entry), entry.last_step)
     pace = _paced(state, entry, new)
     state = replace(
         state,
@@ -161,17 +163,21 @@ def checkpoint_asked(state: JobState) -> Outcome:
 
 def decide_training(
     state: JobState,
-) -> Break | Drain | TakeCheckpoint | Protect | Gather | Fence | LookAgain | None:
+) -> Break | Drain | TakeCheckpoint | TakeSnapshot | Protect | Gather | Fence | LookAgain | None:
     """Answer faults first, then wishes, then what is missing, then room to grow."""
     if state.casualties:
         return decide_break(state, state.casualties)
     stalled = _decide_stalled(state)
     if isinstance(stalled, Break):
         return stalled
-    other = _decide_wishes(state) or decide_protect(state) or _decide_grow(state)
-    if isinstance(other, LookAgain) and stalled is not None:
-        return min(stalled, other, key=lambda look: look.at_s)
-    return other or stalled
+    looks = [] if stalled is None else [stalled]
+    for decide in (_decide_wishes, decide_protect, decide_snapshot, _decide_grow):
+        found = decide(state)
+        if isinstance(found, LookAgain):
+            looks.append(found)
+        elif found is not None:
+            return found
+    return min(looks, key=lambda look: look.at_s, default=None)
 
 
 def _decide_wishes(state: JobState) -> Drain | TakeCheckpoint | Fence | None:

@@ -9,6 +9,18 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotCopies:
+    """What one worker's vault holds of one snapshot."""
+
+    step: int
+    """Committed steps when it was taken."""
+    whole: tuple[int, ...]
+    """Units of which there is a whole copy."""
+    parities: tuple[tuple[int, ...], ...] = ()
+    """Groups of units of which only the XOR of all copies is here."""
+
+
+@dataclass(frozen=True, slots=True)
 class Copies:
     """What one worker's vault holds of the training state; it outlives the worker's process.
 
@@ -34,6 +46,8 @@ class Copies:
     """What the worker did last: compute, reduce, agree, prepare, vote, apply."""
     collective: int = 0
     """Number of the collective that it entered last in this generation."""
+    snapshots: tuple[SnapshotCopies, ...] = ()
+    """Oldest first; at most two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,14 @@ class FromMemory:
     """(worker, dead worker on its node whose vault it takes over as its own)."""
     adopted: tuple[tuple[int, int], ...] = ()
     """(worker, dead worker on its node whose vault it reads too)."""
+    is_snapshot: bool = False
+    """Whether `step` is that of a snapshot, which all members first put in the place of what is
+    newer in their memory."""
+    rebuilt: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    """(unit, member that makes it from a parity, other units of the parity): before anything else
+    moves."""
+    gathered: tuple[tuple[int, int, int], ...] = ()
+    """As `moves`: the copies that units are rebuilt from, to the members that rebuild them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +119,7 @@ class Instruct:
     number: int
     action: str
     """`checkpoint`: write one at this step; `stop`: write one, then end the gang; `protect`: follow
-    `plan` from the next step on."""
+    `plan` from the next step on; `snapshot`: take one."""
     plan: dict[str, Any] | None = None
     """For `protect`: `Plan.to_json()`, the gang's plan with other homes."""
 
@@ -136,6 +158,8 @@ class StepDone:
     """First sample number of the step and the one behind its last."""
     instructed: int
     """Number of the newest command that took effect."""
+    snapshot_s: float = 0.0
+    """Time that a snapshot between this step and the one before took; 0: there was none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Shapes: S = samples of this worker in the wave, T = tokens of a sample, D = hidd
 V = vocabulary, L = MoE layers, E = experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -69,6 +69,8 @@ class StageModel(nn.Module):
             job.model.attention, job.model.hidden_size, job.data.seq_len, dtype, device
         )
         self._trains = False
+        self.on_layer: Callable[[], None] = _go_on
+        """Called before every layer, forward and backward; may raise, to leave the wave."""
 
     def bind(self, block: int, weights: Tensor, gradients: Tensor | None) -> None:
         """Compute with these weights from now on and add gradients to this buffer.
@@ -112,6 +114,7 @@ class StageModel(nn.Module):
         loss = lm_sum / wave.step_tokens
         mtp_sums: list[Tensor] = []
         for k in range(depth):
+            self.on_layer()
             name = f"mtp.{k}"
             module = self._modules_of[name]
             assert isinstance(module, MTP)
@@ -172,10 +175,16 @@ class StageModel(nn.Module):
         for name, module in self._modules_of.items():
             if not isinstance(module, Layer):
                 continue
+            self.on_layer()
             call = self._call(wave, name, inference=inference)
             hidden_STD, layer_aux = self._layer(name, module, hidden_STD, call)
+            if hidden_STD.requires_grad:
+                hidden_STD.register_hook(self._begin_backward)
             aux = aux if layer_aux is None else aux + layer_aux
         return hidden_STD, aux
+
+    def _begin_backward(self, gradient_STD: Tensor) -> None:
+        self.on_layer()
 
     def _layer(
         self, name: str, module: Layer, hidden_STD: Tensor, call: LayerCall | None
@@ -222,6 +231,10 @@ class StageModel(nn.Module):
                 1, *bias_LE.shape, dtype=torch.int64, device=self._device
             ),
         )
+
+
+def _go_on() -> None:
+    """Nobody wants to leave."""
 
 
 def _run_layer(

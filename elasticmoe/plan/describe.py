@@ -12,7 +12,7 @@ from elasticmoe.plan.cost import (
 )
 from elasticmoe.plan.experts import step_tokens
 from elasticmoe.plan.holders import BoolArray, IntArray, home_matrix, unit_sizes
-from elasticmoe.plan.memory import MemoryUse, plan_memory, protection_options
+from elasticmoe.plan.memory import MemoryUse, chosen_option, plan_memory, protection_options
 from elasticmoe.plan.schedule import Durations, bubble_share
 from elasticmoe.plan.survival import plan_survival
 from elasticmoe.plan.types import Inventory, Plan
@@ -188,7 +188,7 @@ def _slots_of(inventory: Inventory, plan: Plan, position: int) -> str:
 def _memory(plan: Plan, use: MemoryUse) -> tuple[str, ...]:
     parts = (
         use.weights_M, use.gradients_M, use.homes_M, use.prepared_M,
-        use.buffers_M, use.activations_M, use.total_M,
+        use.buffers_M, use.activations_M, use.snapshots_M, use.total_M,
     )  # fmt: skip
     rows = []
     for number, stage in enumerate(plan.stages):
@@ -203,6 +203,7 @@ def _memory(plan: Plan, use: MemoryUse) -> tuple[str, ...]:
         "prepared",
         "buffers",
         "activations",
+        "snapshots",
         "total",
     )
     return ("memory of the fullest worker of each stage", *format_table(header, rows))
@@ -259,7 +260,7 @@ def _survival(plan: Plan) -> tuple[str, ...]:
 
 
 def _protection(job: JobSpec, inventory: Inventory, plan: Plan) -> tuple[str, ...]:
-    chosen = f"redundancy {job.protection.redundancy}"
+    chosen = chosen_option(job, plan)
     rows = [
         (
             f"{option.name}{' (this job)' if option.name == chosen else ''}",

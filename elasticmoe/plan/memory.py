@@ -3,20 +3,17 @@
 Shapes: M = members.
 """
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from elasticmoe.plan.experts import compute_bytes, master_bytes
 from elasticmoe.plan.holders import IntArray, holder_matrix, home_matrix, unit_sizes
 from elasticmoe.plan.schedule import waves_in_flight
+from elasticmoe.plan.snapshots import PARITY_GROUP, plan_snapshots
 from elasticmoe.plan.types import Inventory, Plan, Stage
 from elasticmoe.spec.job import JobSpec
-
-PARITY_GROUP: Final = 4
-"""Workers that share the parity of their snapshots, if there are as many failure domains: a third
-more memory than the snapshot itself, and one of four may be lost."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +32,8 @@ class MemoryUse:
     """Send and receive buffers of the three exchanges."""
     activations_M: IntArray
     """Kept for the backward pass, under even expert load."""
+    snapshots_M: IntArray
+    """Two snapshots: of the units a member is primary home of, and what it keeps for others."""
 
     @property
     def total_M(self) -> IntArray:
@@ -44,7 +43,7 @@ class MemoryUse:
     @property
     def shared_M(self) -> IntArray:
         """What outlives the process in its node's shared memory where homes live on the host."""
-        return self.homes_M + self.prepared_M
+        return self.homes_M + self.prepared_M + self.snapshots_M
 
     @property
     def compute_M(self) -> IntArray:
@@ -89,7 +88,23 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
         prepared_M=master * homed_M,
         buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
         activations_M=_activation_bytes(job, inventory, plan),
+        snapshots_M=_snapshot_bytes(job, inventory, plan, numel_U @ primary_UM),
     )
+
+
+def _snapshot_bytes(
+    job: JobSpec, inventory: Inventory, plan: Plan, primary_M: IntArray
+) -> IntArray:
+    """Two snapshots, of three tensors each."""
+    numel_M = np.zeros_like(primary_M)
+    if job.protection.takes_snapshots:
+        parity = job.protection.snapshots == "parity"
+        groups = plan_snapshots(plan, inventory, parity=parity)
+        if groups:
+            numel_M += primary_M
+        for group in groups:
+            numel_M[group.keeper] += inventory.units[group.units[0]].numel
+    return 2 * 3 * master_bytes(job) * numel_M
 
 
 def protection_options(
@@ -100,22 +115,46 @@ def protection_options(
     numel = sum(unit.numel for unit in inventory.units)
     share = master * numel // workers
     undo = 3 * master * max((unit.numel for unit in inventory.units), default=0)
-    options = [
-        ProtectionOption("redundancy 1", 3 * share, share, 0, 0, "step"),
-        ProtectionOption("redundancy 1, undo copy", 3 * share, share, undo, 0, "step"),
-    ]
+    alone = ProtectionOption("redundancy 1, undo copy", 3 * share, share, undo, 0, "step")
+    options = [alone]
     for homes in range(2, min(3, workers) + 1):
         forwarded = (homes - 1) * share
         name = f"redundancy {homes}"
         options.append(
             ProtectionOption(name, 3 * homes * share, homes * share, 0, forwarded, "step")
         )
-    group = min(PARITY_GROUP, _num_apart(plan))
-    if group >= 2:
-        name = f"redundancy 1, snapshots with XOR parity in groups of {group}"
-        snapshot = 3 * share + 3 * share // (group - 1)
-        options.append(ProtectionOption(name, 3 * share, share, snapshot, 3 * share, "snapshot"))
+    num_apart, protection = _num_apart(plan), job.protection
+    chosen = options[min(protection.redundancy, workers) - 1]
+    bases = [alone, chosen] if protection.takes_snapshots and chosen is not alone else [alone]
+    for base in bases:
+        for apart in sorted({min(size, num_apart) for size in (2, PARITY_GROUP)} - {1}):
+            options.append(
+                replace(
+                    base,
+                    name=f"{base.name}, {_snapshots_named(apart)}",
+                    further_bytes=base.further_bytes + 2 * (3 * share + 3 * share // (apart - 1)),
+                    sent_bytes=base.sent_bytes if base.sent_bytes else 3 * share,
+                    sent_per="step" if base.sent_bytes else "snapshot",
+                )
+            )
     return tuple(options)
+
+
+def chosen_option(job: JobSpec, plan: Plan) -> str:
+    """The name of the option that a job has chosen."""
+    protection, num_apart = job.protection, _num_apart(plan)
+    redundancy = min(protection.redundancy, len(plan.members))
+    name = f"redundancy {redundancy}{', undo copy' if redundancy == 1 else ''}"
+    if protection.takes_snapshots and num_apart > 1:
+        group = PARITY_GROUP if protection.snapshots == "parity" else 2
+        name += f", {_snapshots_named(min(group, num_apart))}"
+    return name
+
+
+def _snapshots_named(apart: int) -> str:
+    """Two failure domains hold copies; of more, one holds the parity of the others."""
+    kind = "copies" if apart == 2 else f"parity of {apart - 1}"
+    return f"two snapshots with {kind}"
 
 
 def _num_apart(plan: Plan) -> int:
@@ -135,7 +174,8 @@ def host_bytes(
     """
     needed: dict[str, int] = {}
     for position, member in enumerate(plan.members):
-        shared = int(use.shared_M[position]) if homes_on_host or device_is_host else 0
+        on_host = homes_on_host or device_is_host
+        shared = int((use.shared_M if on_host else use.snapshots_M)[position])
         compute = int(use.compute_M[position]) if device_is_host else 0
         needed[member.node] = needed.get(member.node, 0) + shared + compute
     return needed

@@ -15,16 +15,19 @@ from elasticmoe.model.initialize import initial_unit
 from elasticmoe.model.wave import Wave
 from elasticmoe.plan.cost import step_flops
 from elasticmoe.plan.moves import plan_moves
+from elasticmoe.plan.snapshots import SnapshotGroup, plan_snapshots
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.dispatch import StageExchange
 from elasticmoe.runtime.exchange import StateExchange
 from elasticmoe.runtime.groups import Group, Groups, Over, Rendezvous
 from elasticmoe.runtime.memory import COMPUTE_DTYPE, MASTER_DTYPE, Homes, Weights
+from elasticmoe.runtime.moves import move_units
 from elasticmoe.runtime.peak import count_processors, measure_peak
 from elasticmoe.runtime.pipeline import Pipeline
 from elasticmoe.runtime.progress import Progress
-from elasticmoe.runtime.recall import Recall, move_units, recall
+from elasticmoe.runtime.recall import Recall, recall
 from elasticmoe.runtime.record import StepRecord
+from elasticmoe.runtime.snapshots import forget_snapshots, take_snapshot
 from elasticmoe.runtime.workplace import Workplace
 from elasticmoe.spec.job import JobSpec
 
@@ -161,6 +164,28 @@ class Gang:
         self.state = StateExchange(self.inventory, plan, member, self.weights, homes, world)
         self.record = StepRecord(self.job, self.inventory, plan.digest, self.device)
         self.seat = replace(self.seat, plan=plan)
+        self.__dict__.pop("snapshot_groups", None)  # of the plan before
+
+    def take_snapshot(self) -> None:
+        """Copy the committed state to host memory; called by all members after the same step.
+
+        Raises:
+            GangBrokenError: the generation ended first; the snapshot before is still there.
+        """
+        take_snapshot(
+            self.homes,
+            self.seat.plan.homes,
+            self.snapshot_groups,
+            self.seat.member,
+            self.groups.world,
+            self.progress,
+        )
+
+    @cached_property
+    def snapshot_groups(self) -> tuple[SnapshotGroup, ...]:
+        """Who keeps what of a snapshot, besides the primary homes."""
+        parity = self.job.protection.snapshots == "parity"
+        return plan_snapshots(self.seat.plan, self.inventory, parity=parity)
 
 
 def form_gang(
@@ -234,6 +259,7 @@ def load_state(
     homes.vault.forget(np.arange(len(inventory.units)))  # of another history, if anything
     homes.vault.set_undo(-1)
     homes.vault.clear_progress()
+    forget_snapshots(state)
     dtype = MASTER_DTYPE[job.model.precision]
     for unit in homes.units:
         if start is None:

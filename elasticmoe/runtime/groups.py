@@ -214,7 +214,8 @@ class Group:
 
 
 class Groups:
-    """The world group, this member's stage group and the pipes between stages."""
+    """The world group, this member's stage group (with one stage it is the world) and the pipes
+    between stages."""
 
     def __init__(
         self,
@@ -272,8 +273,11 @@ class Groups:
                 )
 
             self.world = group("world", member, num_members)
-            rank = stage.members.index(member)
-            self.stage = group(f"stage-{stage_index}", rank, len(stage.members))
+            if stage.members == tuple(range(num_members)):
+                self.stage = self.world
+            else:
+                rank = stage.members.index(member)
+                self.stage = group(f"stage-{stage_index}", rank, len(stage.members))
             # NCCL matches point-to-point messages by order, not by tag: one group a direction.
             split = self._is_cuda and len(plan.stages) > 1
             self.forward_pipe = group("forward", member, num_members) if split else self.world

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -30,6 +31,11 @@ class Current:
     """`Groups.break_now` once the groups exist."""
 
 
+def name_thread(name: str) -> None:
+    """Show whoever looks at this process's threads (`top -H`) what the calling one does."""
+    Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
+
+
 class Mailbox:
     """Sends reports at once; a thread of its own takes commands, so that a generation can be
     broken while training is stuck in a collective."""
@@ -42,7 +48,7 @@ class Mailbox:
         self.newest = 0
         """Newest command such that it and all before it have arrived."""
         self.step = 0
-        threading.Thread(target=self._listen, daemon=True, name="control").start()
+        threading.Thread(target=self._listen, daemon=True, name="mailbox").start()
 
     def send(self, report: WorkerReport) -> None:
         """Report to the agent. Nobody trains for nobody: without one this process ends."""
@@ -66,6 +72,7 @@ class Mailbox:
         return [self._instructions[number] for number in range(after + 1, upto + 1)]
 
     def _listen(self) -> None:
+        name_thread("mailbox")
         with self._sock.makefile("rb") as lines:
             for line in lines:
                 self._obey(from_line(_COMMANDS, line))

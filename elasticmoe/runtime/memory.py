@@ -62,6 +62,15 @@ def add_spans(source: Tensor, target: Tensor, spans: Sequence[Span]) -> None:
         )
 
 
+def hash_tensors(tensors: tuple[Tensor, Tensor, Tensor]) -> int:
+    """Wrapping sums of the bits of weights and moments: any flipped bit changes it.
+
+    28 GB/s on one core; what is written out has a stronger hash.
+    """
+    sums = [tensor.view(torch.int64).sum() for tensor in tensors]
+    return int(sums[0] + 3 * sums[1] + 5 * sums[2])
+
+
 class Weights:
     """Compute weights and gradients of the blocks that a member's stage computes."""
 
@@ -131,16 +140,16 @@ class State:
         self._dtype = MASTER_DTYPE[precision]
         self._packed: frozenset[int] = frozenset()
         starts = [0, *accumulate(unit.numel for unit in inventory.units)]
+        self._places = starts
         self.start = dict(enumerate(starts[:-1]))
         """First element of each unit that has a place here."""
         self.undo: tuple[Tensor, ...] = ()
         """Room for one unit's state as it was before its update."""
         if device.type == "cpu":
-            offsets = vault.layout.tensors
-            flat = [self._view(offset, vault.layout.numel) for offset in offsets]
+            flat = [self.view(offset) for offset in vault.layout.tensors]
             self.master, self.exp_avg, self.exp_avg_sq, self.prepared = flat
             size = vault.layout.largest_unit
-            undo = self._view(vault.layout.undo, 3 * size)
+            undo = self.view(vault.layout.undo, 3 * size)
             self.undo = tuple(undo.split(size))
         else:
             vault.dies_with_process()
@@ -166,6 +175,10 @@ class State:
 
     def _here(self) -> set[int]:
         return set(np.flatnonzero(self.vault.stamps_U2.any(axis=1)).tolist())
+
+    def place_of(self, unit: Unit) -> int:
+        """Its first element among all units', as everything in a vault is ordered."""
+        return self._places[unit.index]
 
     def slice_of(self, unit: Unit) -> slice:
         """Where the unit lies in each of the flat tensors."""
@@ -198,17 +211,14 @@ class State:
         stamps[0] = step + 1
 
     def hash_of(self, unit: Unit) -> int:
-        """Wrapping sums of the bits of weights and moments: any flipped bit changes it.
+        """`hash_tensors` of a unit."""
+        return hash_tensors(self.tensors_of(unit))
 
-        28 GB/s on one core; what is written out has a stronger hash.
-        """
-        sums = [tensor.view(torch.int64).sum() for tensor in self.tensors_of(unit)]
-        mixed = sums[0] + 3 * sums[1] + 5 * sums[2]
-        return int(mixed)
-
-    def _view(self, offset: int, numel: int) -> Tensor:
+    def view(self, offset: int, numel: int | None = None) -> Tensor:
+        """Elements in the vault's memory; by default as many as all units have."""
         memory: Any = self.vault.memory
-        return torch.frombuffer(memory, dtype=self._dtype, count=numel, offset=offset)
+        count = self.vault.layout.numel if numel is None else numel
+        return torch.frombuffer(memory, dtype=self._dtype, count=count, offset=offset)
 
     def _allocate(self, units: Sequence[Unit]) -> None:
         kept = {unit: self.tensors_of(unit) for unit in units if unit.index in self._packed}

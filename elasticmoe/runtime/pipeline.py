@@ -62,6 +62,7 @@ class Pipeline:
         index = plan.stage_of_member[member]
         self._timetable = plan.stages[index].timetable
         self._stage, self._groups = stage, groups
+        stage.on_layer = groups.over.check  # a broken generation is left within a layer's time
         self._sample_shape, self._dtype, self._device = sample_shape, dtype, device
         self._before = _overlaps(plan, member, index, index - 1)
         self._after = _overlaps(plan, member, index, index + 1)

@@ -2,30 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from elasticmoe.errors import ElasticMoEError
 from elasticmoe.messages.worker import FromMemory
-from elasticmoe.plan.types import Unit
 from elasticmoe.runtime.groups import Group
 from elasticmoe.runtime.memory import Homes, State
+from elasticmoe.runtime.moves import NotWholeError, is_whole, move_units
 from elasticmoe.runtime.optimizer import Update, apply_update, learning_rate, restamp, undo_torn
 from elasticmoe.runtime.progress import Progress
+from elasticmoe.runtime.snapshots import rebuild_units, restore_snapshot
 from elasticmoe.spec.job import JobSpec
-
-BATCH_BYTES: Final = 1 << 28
-"""Of state that a member sends or receives in one exchange: bounds the room for it."""
-
-
-class NotWholeError(ElasticMoEError):
-    """A unit is not in memory as the controller thought; a bug, or memory was lost meanwhile."""
-
-    code = "not_whole"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +45,16 @@ def recall(
     step = recalled.memory.step
     sources = (homes.state, *recalled.adopted)
     for state in sources:
-        undo_torn(state)
-        roll_forward(job, state, step, like)
+        if recalled.memory.is_snapshot:
+            restore_snapshot(state, step, like)
+        else:
+            undo_torn(state)
+            roll_forward(job, state, step, like)
     homes.vault.settle()  # units that come in now are prepared for nothing
     _take_from_adopted(homes, recalled.adopted, step)
     progress = _share_progress(sources, step, world, recalled.memory.progress_from, like)
+    move_units(recalled.memory.gathered, member, sources, world, step)
+    rebuild_units(recalled.memory.rebuilt, member, sources, step)
     move_units(recalled.memory.moves, member, sources, world, step)
     steps_U = homes.vault.steps_U()
     missing = [unit.index for unit in homes.units if steps_U[unit.index] != step]
@@ -102,15 +96,11 @@ def roll_forward(job: JobSpec, state: State, step: int, like: Tensor) -> None:
 
 def _take_from_adopted(homes: Homes, adopted: Sequence[State], step: int) -> None:
     for unit in homes.units:
-        if not _is_whole(homes.state, unit, step):
+        if not is_whole(homes.state, unit, step):
             for state in adopted:
-                if _is_whole(state, unit, step):
+                if is_whole(state, unit, step):
                     homes.state.fill(unit, step, *state.tensors_of(unit))
                     break
-
-
-def _is_whole(state: State, unit: Unit, step: int) -> bool:
-    return bool((state.vault.stamps_U2[unit.index] == step + 1).all())
 
 
 def _share_progress(
@@ -142,64 +132,3 @@ def _share_progress(
     bias_LE = plain[2 : 2 + like.numel()].view(like.shape).to(like)
     running_LE = plain[2 + like.numel() :].view(like.shape).numpy().copy()
     return Progress(step, int(plain[0]), bias_LE, running_LE, float(plain[1]))
-
-
-def move_units(
-    moves: Sequence[tuple[int, int, int]],
-    member: int,
-    sources: Sequence[State],
-    world: Group,
-    step: int,
-) -> None:
-    """Send units to members that lack them; everybody takes part in every exchange."""
-    units = sources[0].inventory.units
-    itemsize = sources[0].master.element_size()
-    for batch in _batches(moves, [3 * unit.numel * itemsize for unit in units]):
-        outgoing = [(unit, to) for unit, origin, to in batch if origin == member]
-        incoming = [(unit, origin) for unit, origin, to in batch if to == member]
-        outgoing.sort(key=lambda move: (move[1], move[0]))
-        incoming.sort(key=lambda move: (move[1], move[0]))
-        parts = [part for unit, _ in outgoing for part in _whole(sources, units[unit], step)]
-        empty = sources[0].master[:0]
-        sent = torch.cat(parts) if parts else empty
-        received = empty.new_empty(sum(3 * units[unit].numel for unit, _ in incoming))
-        world.all_to_all(
-            received, sent, _sizes(incoming, units, world.size), _sizes(outgoing, units, world.size)
-        )
-        at = 0
-        for index, _ in incoming:
-            unit = units[index]
-            master, exp_avg, exp_avg_sq = received[at : at + 3 * unit.numel].split(unit.numel)
-            sources[0].fill(unit, step, master, exp_avg, exp_avg_sq)
-            at += 3 * unit.numel
-
-
-def _whole(sources: Sequence[State], unit: Unit, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    for state in sources:
-        if _is_whole(state, unit, step):
-            return state.tensors_of(unit)
-    raise NotWholeError(f"unit {unit.index} was to be sent at step {step}, and is not whole here")
-
-
-def _sizes(moves: list[tuple[int, int]], units: Sequence[Unit], size: int) -> list[int]:
-    sizes = [0] * size
-    for member, group in groupby(moves, key=lambda move: move[1]):
-        sizes[member] = sum(3 * units[unit].numel for unit, _ in group)
-    return sizes
-
-
-def _batches(
-    moves: Sequence[tuple[int, int, int]], bytes_U: list[int]
-) -> list[list[tuple[int, int, int]]]:
-    """Cut the moves so that nobody sends or receives much more than `BATCH_BYTES` at a time."""
-    batches: list[list[tuple[int, int, int]]] = []
-    used: dict[tuple[str, int], int] = {}
-    for unit, origin, to in moves:
-        ends = (("from", origin), ("to", to))
-        if not batches or any(used.get(end, 0) >= BATCH_BYTES for end in ends):
-            batches.append([])
-            used = {}
-        batches[-1].append((unit, origin, to))
-        for end in ends:
-            used[end] = used.get(end, 0) + bytes_U[unit]
-    return batches

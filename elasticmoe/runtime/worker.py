@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import traceback
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -31,13 +32,13 @@ from elasticmoe.messages.worker import (
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.model.self_test import check_gate_and_bias
 from elasticmoe.plan.types import Inventory, Plan
+from elasticmoe.runtime.checkpoints import CheckpointWriter, Written
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Rendezvous
-from elasticmoe.runtime.mailbox import Current, Mailbox
+from elasticmoe.runtime.mailbox import Current, Mailbox, name_thread
 from elasticmoe.runtime.memory import State
 from elasticmoe.runtime.recall import Recall
-from elasticmoe.runtime.snapshots import SnapshotWriter, Written
 from elasticmoe.runtime.step import (
     CommittedStep,
     CorruptedError,
@@ -47,8 +48,9 @@ from elasticmoe.runtime.step import (
 )
 from elasticmoe.runtime.workplace import Workplace, layout_of
 from elasticmoe.spec.job import JobSpec
+from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.pulse import Pulse
-from elasticmoe.vault.vault import Vault, read_copies
+from elasticmoe.vault.vault import Vault
 
 BEAT_S: Final = 0.01
 _MEASURED_STEP: Final = 3
@@ -103,6 +105,7 @@ def start_beating(path: str) -> Pulse:
     os.close(fd)
 
     def beat() -> None:
+        name_thread("pulse")
         while True:
             pulse.beat()
             time.sleep(BEAT_S)
@@ -123,7 +126,7 @@ class Service:
         self._inventory: Inventory = build_inventory(job.model, job.data.seq_len)
         self._reader = SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
         store = open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints")
-        self._writer = SnapshotWriter(store, lambda done: mailbox.send(_as_report(worker, done)))
+        self._writer = CheckpointWriter(store, lambda done: mailbox.send(_as_report(worker, done)))
         self._workplace: Workplace | None = None
         self._vault_path = ""
 
@@ -195,7 +198,7 @@ class Service:
     def _train(self, gang: Gang, form: FormGang) -> None:
         """Take steps until the schedule ends or a stop takes effect."""
         job, settled = gang.job, form.first_command - 1
-        first_step = gang.progress.step
+        first_step, snapshot_s = gang.progress.step, 0.0
         if form.memory is not None and first_step == job.schedule.steps:
             self._writer.take(gang)  # whoever was to write the last checkpoint may have died
         while gang.progress.step < job.schedule.steps:
@@ -209,7 +212,8 @@ class Service:
             if gang.is_first_member:
                 if step == first_step + _MEASURED_STEP:
                     gang.measure()
-                self._mailbox.send(_step_report(gang, form.generation, done, settled))
+                report = _step_report(gang, form.generation, done, settled)
+                self._mailbox.send(replace(report, snapshot_s=snapshot_s))
             last = "stop" in actions or step == job.schedule.steps
             if last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0:
                 self._writer.take(gang)
@@ -217,6 +221,7 @@ class Service:
                 if command.action == "protect":
                     assert command.plan is not None, "protection is restored by a plan"
                     gang.rehome(Plan.from_json(command.plan))
+            snapshot_s = _take_snapshot(gang) if "snapshot" in actions else 0.0
             interval = job.protection.hash_interval_steps
             if interval and (last or step % interval == 0):
                 compare_homes(gang)
@@ -236,6 +241,13 @@ def _step_report(gang: Gang, generation: int, done: CommittedStep, settled: int)
         samples=((step - 1) * samples, step * samples),
         instructed=settled,
     )
+
+
+def _take_snapshot(gang: Gang) -> float:
+    """Returns the seconds that it took."""
+    began_s = time.perf_counter()
+    gang.take_snapshot()
+    return time.perf_counter() - began_s
 
 
 def _as_report(worker: int, written: Written) -> CheckpointPart | CheckpointFailed:

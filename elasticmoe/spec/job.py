@@ -158,6 +158,14 @@ class ProtectionSpec(Spec):
 
     redundancy: int = Field(default=2, ge=1, le=3)
     """Homes per unit of training state."""
+    snapshots: Literal["auto", "off", "copy", "parity"] = "auto"
+    """Units in host memory, of every worker's own and of one more failure domain, to go back to
+    when a unit has lost all its homes. `copy`: there as they are; `parity`: the XOR of those of
+    several workers, which needs less memory; `auto`: `copy` where `redundancy` is 1, else `off`."""
+    snapshot_interval_s: float | None = Field(default=None, gt=0)
+    """Time between two snapshots; none: from what they cost and how often nodes are lost."""
+    node_mtbf_h: float = Field(default=1000.0, gt=0)
+    """Hours after which a node is lost, on average; what happens to this job counts too."""
     hash_interval_steps: int = Field(default=50, ge=0)
     """How often the homes of every unit are compared; 0: never."""
     max_loss_ratio: float | None = Field(default=None, gt=1)
@@ -171,6 +179,13 @@ class ProtectionSpec(Spec):
     """Rungs of recovery that are never taken, for drills and benchmarks."""
     pinned: bool = True
     """Sample shares never follow measured speed, so that runs are bitwise repeatable."""
+
+    @property
+    def takes_snapshots(self) -> bool:
+        """Whether there are snapshots at all."""
+        return self.snapshots in ("copy", "parity") or (
+            self.snapshots == "auto" and self.redundancy == 1
+        )
 
 
 class CheckpointSpec(Spec):

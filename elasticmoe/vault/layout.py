@@ -13,6 +13,24 @@ from itertools import accumulate
 from elasticmoe.plan.types import Inventory
 
 NUM_HEAD_WORDS = 64
+NUM_SNAPSHOT_WORDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPlaces:
+    """Byte offsets of what belongs to one snapshot."""
+
+    words: int
+    """int64 words: step, updates, running loss."""
+    chain: int
+    """int64 [units]: which units are here, and which a parity is of."""
+    hashes: int
+    """int64 [units]."""
+    progress: int
+    """float64 [2, layers, experts]: bias and running load."""
+    tensors: tuple[int, int, int]
+    """[numel] each: master weights, first and second moments."""
+    end: int
 
 
 @dataclass(frozen=True)
@@ -82,10 +100,23 @@ class VaultLayout:
         """[3, largest unit]: the state of the unit that is being updated, as it was before."""
         return _behind(self.tensors[3], self.numel * self.itemsize)
 
+    def snapshot(self, number: int) -> SnapshotPlaces:
+        """Where one of the two snapshots is that there is room for."""
+        first = _behind(self.undo, 3 * self.largest_unit * self.itemsize)
+        places = self._snapshot_at(first)
+        return places if number == 0 else self._snapshot_at(places.end)
+
+    def _snapshot_at(self, first: int) -> SnapshotPlaces:
+        units, size = 8 * self.num_units, self.numel * self.itemsize
+        counts = 16 * self.num_layers * self.num_experts
+        sizes = (8 * NUM_SNAPSHOT_WORDS, units, units, counts, size, size, size)
+        words, chain, hashes, progress, a, b, c, end = accumulate(sizes, _behind, initial=first)
+        return SnapshotPlaces(words, chain, hashes, progress, (a, b, c), end)
+
     @property
     def size(self) -> int:
         """Bytes of the whole file, holes included."""
-        return _behind(self.undo, 3 * self.largest_unit * self.itemsize)
+        return self.snapshot(1).end
 
 
 def _behind(offset: int, size: int) -> int:

@@ -56,6 +56,13 @@ def test_checkpoint_ends_with_its_figure() -> None:
 
 
 @pytest.mark.ray
+def test_watching_ends_with_its_figure() -> None:
+    lines = run("watching.py", "--quick")
+
+    assert 0 < json.loads(lines[-1])["watching_share"] < 1
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize(
     "part", ["ours-2-replace", "ours-4-failover", "torchrun", "ray-train-defaults", "torchft-500"]
 )

@@ -26,9 +26,10 @@ from elasticmoe.messages.worker import (
     WorkerReady,
 )
 from elasticmoe.spec.job import JobSpec
+from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.layout import VaultLayout
 from elasticmoe.vault.pulse import Pulse
-from elasticmoe.vault.vault import Vault, read_copies
+from elasticmoe.vault.vault import Vault
 
 T = TypeVar("T")
 STEP_S = 0.02

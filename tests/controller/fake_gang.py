@@ -12,9 +12,11 @@ from elasticmoe.messages.worker import (
     Copies,
     GangEnded,
     GangFormed,
+    SnapshotCopies,
     StepDone,
     WorkerParked,
 )
+from elasticmoe.plan.snapshots import plan_snapshots
 from elasticmoe.plan.types import Plan
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Vault:
     units: dict[int, int] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)
     collective: int = 0
+    snapshots: list[SnapshotCopies] = field(default_factory=list)
 
     def copies(self, worker: int) -> Copies:
         whole: dict[int, list[int]] = {}
@@ -52,7 +55,18 @@ class Vault:
             whole=tuple((step, tuple(whole[step])) for step in sorted(whole)),
             torn=tuple(sorted(self.torn)),
             collective=self.collective,
+            snapshots=tuple(self.snapshots),
         )
+
+    def keep(self, snapshot: SnapshotCopies) -> None:
+        """Of two snapshots the older one goes."""
+        self.snapshots = [*self.snapshots, snapshot][-2:]
+
+    def restore(self, step: int) -> None:
+        self.snapshots = [one for one in self.snapshots if one.step == step]
+        self.units = dict.fromkeys((u for one in self.snapshots for u in one.whole), step)
+        self.torn, self.prepared, self.voted = set(), 0, 0
+        self.step = step if self.snapshots else -1
 
     def apply(self, share: float) -> None:
         """Update the first part of the units, or all and with them the progress."""
@@ -101,7 +115,7 @@ class Gang:
 
     def begin(self) -> None:
         """Members are told, open their memory, get what they lack, report, and train."""
-        if self.command.memory is None:
+        if self.command.memory is None or self.command.memory.is_snapshot:
             self.world.highest_voted = self.step
         self._check(self.step >= self.world.highest_voted, f"redoes step {self.step + 1}")
         if any(worker not in self.world.alive for worker in self.members):
@@ -154,13 +168,28 @@ class Gang:
         self.opened |= self.told
         for worker in self.members:
             for vault in self._readable(worker) if self.command.memory else ():
-                vault.roll_forward(self.step)
+                if self.command.memory.is_snapshot:
+                    vault.restore(self.step)
+                else:
+                    vault.roll_forward(self.step)
 
     def _move(self) -> None:
         memory = self.command.memory
         if memory is not None:
             source = self._readable(self.members[memory.progress_from])
             self._check(any(v.step == self.step for v in source), "nobody has the progress")
+            for unit, position, others in memory.rebuilt:
+                group, there = {unit, *others}, self._readable(self.members[position])
+                kept = [set(p) for v in there for one in v.snapshots for p in one.parities]
+                self._check(group in kept, f"no parity of {group} at {position}")
+                lacking = [
+                    one
+                    for one in others
+                    if not any(v.holds(one, self.step) for v in there)
+                    and one not in [u for u, _, to in memory.gathered if to == position]
+                ]
+                self._check(not lacking, f"{position} cannot rebuild {unit} without {lacking}")
+                self._fill(self.members[position], unit)
             for unit, origin, to in memory.moves:
                 there = self._readable(self.members[origin])
                 self._check(any(v.holds(unit, self.step) for v in there), f"{unit} not at {origin}")
@@ -272,6 +301,8 @@ class Gang:
         for _, action, plan in self.agreed:
             if action == "protect" and plan is not None:
                 self._protect(plan)
+            elif action == "snapshot":
+                self._keep_snapshot(step)
         last = step == self.world.job.schedule.steps or "stop" in kinds
         wanted = last or "checkpoint" in kinds
         if wanted or step % self.world.job.checkpoint.interval_steps == 0:
@@ -286,6 +317,22 @@ class Gang:
             for position in homes:
                 self._fill(self.members[position], unit)
         self.plan = plan
+
+    def _keep_snapshot(self, step: int) -> None:
+        whole: dict[int, set[int]] = {}
+        parities: dict[int, list[tuple[int, ...]]] = {}
+        for unit, homes in enumerate(self.plan.homes):
+            whole.setdefault(homes[0], set()).add(unit)
+        parity = self.world.job.protection.snapshots == "parity"
+        for group in plan_snapshots(self.plan, self.world.inventory, parity=parity):
+            if len(group.units) == 1:
+                whole.setdefault(group.keeper, set()).update(group.units)
+            else:
+                parities.setdefault(group.keeper, []).append(group.units)
+        for position, worker in enumerate(self.members):
+            kept = tuple(sorted(whole.get(position, ())))
+            snapshot = SnapshotCopies(step, kept, tuple(parities.get(position, ())))
+            self._vault(worker).keep(snapshot)
 
     def _save(self, step: int) -> None:
         for worker in self.members:

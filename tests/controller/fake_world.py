@@ -43,7 +43,7 @@ from elasticmoe.messages.events import (
     WorkerSilent,
 )
 from elasticmoe.messages.worker import StepDone, WorkerFailed, WorkerReady
-from elasticmoe.plan.types import Plan
+from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.spec.job import JobSpec
 
 READY_S, DEATH_S, SEAL_S, SILENCE_S = 0.014, 0.008, 0.02, 0.2
@@ -101,10 +101,15 @@ class World:
     _count: int = 0
     _said_s: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def inventory(self) -> Inventory:
+        """What the model consists of."""
+        return small_inventory(self.job)
+
     def submit(self, checkpoints: list[dict[str, object]] | None = None) -> None:
         """Hand in the job and bring all nodes up."""
         spec = self.job.model_dump(mode="json")
-        inventory = asdict(small_inventory(self.job))
+        inventory = asdict(self.inventory)
         self.at(0, JobSubmitted(0, spec, inventory, checkpoints or []))
         self.at(0, TermBegan(0, 1, "test"))
         for name, capacity in self.nodes.items():

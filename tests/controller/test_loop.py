@@ -1,6 +1,7 @@
 """The loop: durable before acted on, decided before done, and safe to start again."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
@@ -20,6 +21,7 @@ from elasticmoe.messages.commands import (
     FormGeneration,
     SealCheckpoint,
     StartWorkers,
+    WakeAt,
 )
 from elasticmoe.messages.events import (
     CheckpointSealed,
@@ -48,6 +50,8 @@ class ListJournal:
     def __init__(self, records: Sequence[Record] = ()) -> None:
         self.records = list(records)
         self.room = 10_000
+        self.durable = len(self.records)
+        self.syncs = 0
 
     def read(self) -> Sequence[Record]:
         return list(self.records)
@@ -56,6 +60,9 @@ class ListJournal:
         if len(self.records) >= self.room:
             raise StorageError("disk full")
         self.records.append(record)
+
+    def sync(self) -> None:
+        self.durable, self.syncs = len(self.records), self.syncs + 1
 
 
 class Agent:
@@ -72,8 +79,12 @@ class Agent:
 
     async def carry_out(self, command: Command) -> None:
         self.commands.append(command)
-        if not any(isinstance(record.body, Decided) for record in self.journal.records):
-            self.undecided.append(command)
+        durable = self.journal.records[: self.journal.durable]
+        late = self.journal.records[self.journal.durable :]
+        decided = any(isinstance(record.body, Decided) for record in durable)
+        pending = any(isinstance(record.body, Decided) for record in late)
+        if not isinstance(command, WakeAt) and (pending or not decided):
+            self.undecided.append(command)  # a timer may run for what is not on record yet
         task = asyncio.ensure_future(self.answer(command))
         self.tasks.add(task)
 
@@ -155,6 +166,28 @@ def test_decisions_are_on_record_before_they_are_carried_out() -> None:
 
     assert agent.commands
     assert agent.undecided == []
+
+
+def test_one_sync_serves_all_events_that_come_while_it_runs() -> None:
+    class SlowJournal(ListJournal):
+        def sync(self) -> None:
+            time.sleep(0.05)
+            super().sync()
+
+    async def report_many() -> ListJournal:
+        journal = SlowJournal()
+        agent = StillAgent(journal)
+        await agent.begin()
+        before = journal.syncs
+        nodes = [NodeUp(0, f"node-{n}", "a", "host", 1, 1) for n in range(40)]
+        await asyncio.gather(*(agent.post(node) for node in nodes))
+        assert journal.durable == len(journal.records)
+        assert journal.syncs - before <= 2
+        return journal
+
+    journal = asyncio.run(report_many())
+
+    assert len(journal.records) == 42
 
 
 def test_steps_are_folded_into_few_records() -> None:

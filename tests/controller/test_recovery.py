@@ -24,6 +24,7 @@ DAMAGE = Damage(
     in_step=True,
     shortage="",
     survivors_shortage="",
+    snapshot_step=None,
     distrusted="",
     refused_rungs=(),
     retries=0,
@@ -98,6 +99,33 @@ def test_a_unit_without_a_copy_leads_to_the_checkpoint_with_its_price() -> None:
         "worker 3 was killed (signal 9); all go back to the checkpoint of step 200 "
         "(12 steps to redo) with 4 workers"
     )
+
+
+def test_a_snapshot_is_gone_back_to_if_it_is_newer_than_the_checkpoint() -> None:
+    lost = "no whole copy of unit 5 at step 212"
+    damage = replace(DAMAGE, shortage=lost, survivors_shortage=lost, snapshot_step=207)
+
+    decision = taken(damage)
+
+    assert (decision.rung, decision.step, decision.redo_steps) == ("snapshot", 207, 5)
+    assert decision.open_step == 213
+    assert decision.reason == (
+        "worker 3 was killed (signal 9); all go back to the snapshot of step 207 (5 steps to redo)"
+    )
+    assert taken(replace(damage, snapshot_step=200)).rung == "checkpoint"
+    assert taken(replace(damage, skip_rungs=("snapshot",))).rung == "checkpoint"
+    assert taken(replace(damage, attempts=7)).rung == "checkpoint"
+
+
+def test_with_too_few_workers_the_snapshot_is_waited_with() -> None:
+    lost = "no whole copy of unit 5 at step 212"
+    damage = replace(DAMAGE, shortage=lost, survivors_shortage=lost, snapshot_step=207, minimum=5)
+
+    decision = decide_recovery(damage)
+
+    assert isinstance(decision, Wait)
+    assert (decision.from_memory, decision.step, decision.redo_steps) == (True, 207, 5)
+    assert "to go on from the snapshot of step 207 (5 steps to redo)" in decision.reason
 
 
 def test_a_step_that_some_had_begun_to_apply_is_not_redone() -> None:

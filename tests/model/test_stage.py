@@ -264,3 +264,37 @@ def test_training_step_does_not_import_dynamo() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_wave_can_be_left_at_every_layer_and_leaves_nothing_behind() -> None:
+    class LeftError(Exception):
+        pass
+
+    job = tiny_job(tiny_model(precision="fp64", mtp_depth=1))
+    whole = build_whole(job)
+    ids = random_ids(job, 8)
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == leave_at:
+            raise LeftError
+
+    leave_at = 0
+    whole.stage.on_layer = count
+    _step(whole, ids)
+    expected = {block: gradient.clone() for block, gradient in whole.gradients.items()}
+    total, layers = calls, job.model.num_layers
+    assert total == job.batch.num_waves * (2 * layers + 1)  # forward, backward, and the MTP module
+
+    for leave_at in range(1, total + 1):
+        calls = 0
+        with pytest.raises(LeftError):
+            _step(whole, ids)
+        assert calls == leave_at
+        calls = -total
+        whole.zero_gradients()
+        _step(whole, ids)
+        for block, gradient in whole.gradients.items():
+            assert torch.equal(gradient, expected[block])

@@ -39,7 +39,7 @@ def test_the_text_of_a_plan_says_what_a_reader_asks(
         "redundancy 1, undo copy",
         "redundancy 2 (this job)",
         "redundancy 3",
-        "XOR parity in groups of 2",
+        "two snapshots with copies",
         "per snapshot",
     ):
         assert words in text
@@ -151,16 +151,17 @@ def test_what_each_way_to_protect_costs_adds_up(
     options = {option.name: option for option in protection_options(job, inventory, plan)}
 
     assert len(options) == 5
-    one, undo = options["redundancy 1"], options["redundancy 1, undo copy"]
+    one = options["redundancy 1, undo copy"]
     assert (one.homes_bytes, one.prepared_bytes) == (3 * numel, numel)
-    assert (one.further_bytes, one.sent_bytes) == (0, 0)
-    assert undo.further_bytes == 12 * largest
+    assert (one.further_bytes, one.sent_bytes) == (12 * largest, 0)
     for homes in (2, 3):
         option = options[f"redundancy {homes}"]
         assert option.homes_bytes == 3 * homes * numel
         assert (option.sent_bytes, option.sent_per) == ((homes - 1) * numel, "step")
-    parity = options["redundancy 1, snapshots with XOR parity in groups of 4"]
-    assert parity.further_bytes == 3 * numel + 3 * numel // 3
+    copies = options["redundancy 1, undo copy, two snapshots with copies"]
+    parity = options["redundancy 1, undo copy, two snapshots with parity of 3"]
+    assert copies.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel)
+    assert parity.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel // 3)
     assert (parity.sent_bytes, parity.sent_per) == (3 * numel, "snapshot")
     # What the job has is what its plan really keeps and sends.
     chosen = options["redundancy 2"]
@@ -180,9 +181,34 @@ def test_ways_to_protect_that_need_more_workers_are_left_out(
         plan = make_plan(job, inventory, make_members(*gang))
         return [option.name for option in protection_options(job, inventory, plan)]
 
-    assert names(1, 1, 1) == ["redundancy 1", "redundancy 1, undo copy"]
-    assert names(1, 2, 1) == ["redundancy 1", "redundancy 1, undo copy", "redundancy 2"]
-    assert names(3, 1, 1)[-1].endswith("parity in groups of 3")
+    assert names(1, 1, 1) == ["redundancy 1, undo copy"]
+    assert names(1, 2, 1) == ["redundancy 1, undo copy", "redundancy 2"]
+    assert names(2, 1, 1)[-1].endswith("two snapshots with copies")
+    assert names(3, 1, 1)[-1].endswith("two snapshots with parity of 2")
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_what_is_said_of_snapshots_is_what_the_plan_keeps(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers, kind: str
+) -> None:
+    job = make_job("protection.redundancy=1", f"protection.snapshots={kind}")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(4, 1, 4))
+
+    use = plan_memory(job, inventory, plan)
+    text = "\n".join(describe_plan(job, inventory, plan))
+
+    named = "copies" if kind == "copy" else "parity of 3"
+    (option,) = [
+        option
+        for option in protection_options(job, inventory, plan)
+        if option.name == f"redundancy 1, undo copy, two snapshots with {named}"
+    ]
+    assert f"{option.name} (this job)" in text
+    largest = max(unit.numel for unit in inventory.units)
+    kept = option.further_bytes - 12 * largest
+    # Groups of unequal units are as large as their largest one.
+    assert kept == pytest.approx(use.snapshots_M.mean(), rel=0.0 if kind == "copy" else 0.15)
 
 
 def test_step_flops_are_three_forward_passes_of_the_active_experts(

@@ -10,6 +10,10 @@ from gangs import tiny_job
 from numpy.typing import NDArray
 
 from elasticmoe.controller.copies import Settled, find_sources, has_progress, settle_step
+from elasticmoe.controller.memory import plan_recall
+from elasticmoe.controller.number_map import NumberMap
+from elasticmoe.controller.roster import Worker as ReadyWorker
+from elasticmoe.controller.state import Job, JobState, KnownVault, Roster, WorkerStatus
 from elasticmoe.messages.worker import (
     BreakGang,
     Copies,
@@ -26,7 +30,8 @@ from elasticmoe.plan.moves import plan_moves
 from elasticmoe.plan.types import Member, Plan
 from elasticmoe.runtime.pack import pack
 from elasticmoe.spec.job import JobSpec
-from elasticmoe.vault.vault import Vault, read_copies
+from elasticmoe.vault.contents import read_copies
+from elasticmoe.vault.vault import Vault
 
 DTYPE = {"fp32": np.float32, "bf16": np.float32, "fp64": np.float64}
 State = dict[int, NDArray[np.floating]]
@@ -136,6 +141,39 @@ class Crew:
         self.plan = make_plan(self.job, self.inventory, members, present=present)
         self._go_on(self.plan, copies, settled, position, adopted)
         return settled
+
+    def copies_of(self, member: int) -> Copies:
+        """What a member's vault holds at this moment."""
+        worker = self.workers[member]
+        return read_copies(Vault(worker.vault), worker.number, is_alive=True)
+
+    def go_back(self, lost: int, copies: list[Copies], step: int) -> FromMemory:
+        """A member's node is gone; the others go back to a snapshot, as the controller says."""
+        del self.workers[lost], copies[lost]
+        places = [member for place, member in enumerate(self.plan.members) if place != lost]
+        members = tuple(
+            Member(worker.number, place.node, place.domain)
+            for worker, place in zip(self.workers, places, strict=True)
+        )
+        idle = [ReadyWorker(m.worker, m.node, WorkerStatus.IDLE, 0.0) for m in members]
+        known = [(m.worker, KnownVault(m.node, c)) for m, c in zip(members, copies, strict=True)]
+        state = JobState(
+            job=Job(self.job, self.inventory),
+            workers=Roster().with_workers(idle),
+            vaults=NumberMap(dict(known)),
+        )
+        self.plan, memory = plan_recall(
+            state, members, step=step, replaced={}, plan=None, is_snapshot=True
+        )
+        self.generation += 1
+        self.committed = step
+        form(self.plan, self.workers, self.generation, memory)
+        return memory
+
+    def formed(self) -> None:
+        """All members have joined the generation."""
+        for worker in self.workers:
+            assert worker.next(GangFormed).step == self.committed + 1
 
     def _go_on(
         self,

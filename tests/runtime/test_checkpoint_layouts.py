@@ -12,8 +12,8 @@ from elasticmoe.checkpoint.read import open_verified
 from elasticmoe.checkpoint.store import open_store
 from elasticmoe.checkpoint.write import seal, write_part
 from elasticmoe.model.inventory import build_inventory
+from elasticmoe.runtime.checkpoints import checkpoint_tensors
 from elasticmoe.runtime.gang import Gang
-from elasticmoe.runtime.snapshots import checkpoint_tensors
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.spec.load import to_data
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from elasticmoe.errors import StorageError
+from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.layout import VaultLayout
 from elasticmoe.vault.pulse import Pulse, create_pulse
-from elasticmoe.vault.vault import Vault, create_vault, read_copies
+from elasticmoe.vault.vault import Vault, create_vault
 
 LAYOUT = VaultLayout(
     num_units=5, num_layers=2, num_experts=4, numel=50_000, largest_unit=20_000, itemsize=4

@@ -1,0 +1,93 @@
+"""What heartbeats, leases and reports cost: CPU time of all that watches, beside the workers'.
+
+A job with two workers at `small`, through Ray as any user runs it, with both cores busy: there the
+share of the CPU time is the share of the step time. Counted as watching: the threads of the
+workers that beat and read commands, the agent, its warm parent and store, and the controller.
+The last line is JSON. `--quick` runs it at a tiny size, to see that it works.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.figures import Report
+from benchmarks.recovery_sides import Ours
+from benchmarks.rivals.job import Workload
+
+FULL, QUICK = Workload(), Workload(preset="quickstart", samples=4, seq_len=32, waves=2)
+FIRST_STEP = 3
+"""Before it caches fill and the yardstick of MFU is measured."""
+WATCHING_THREADS = ("pulse", "mailbox")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--steps", type=int, default=60)
+    args = parser.parse_args()
+    report = Report()
+    workload, steps = (QUICK, 10) if args.quick else (FULL, args.steps)
+    side = Ours(workload, workers=2, stages=1, checkpoint_every=1_000_000)
+    try:
+        _wait_for_step(side, FIRST_STEP)
+        before = _cpu_seconds(side)
+        begun_s = time.perf_counter()
+        _wait_for_step(side, FIRST_STEP + steps)
+        after = _cpu_seconds(side)
+        lasted_s = time.perf_counter() - begun_s
+    finally:
+        side.close()
+    spent = {name: after[name] - before.get(name, 0.0) for name in after}
+    training = spent.pop("training")
+    report.section(f"2 workers, {workload.step_tokens} tokens a step, {steps} steps")
+    report.note("CPU time of training", f"{training / lasted_s:10.3f} cores")
+    for name, seconds in sorted(spent.items()):
+        report.note(f"CPU time of {name}", f"{1e3 * seconds / steps:10.3f} ms per step")
+    report.figure("watching_share", sum(spent.values()) / training, most=0.005)
+    report.print()
+
+
+def _wait_for_step(side: Ours, step: int) -> None:
+    while max((commit.step for commit in side.commits()), default=0) < step:
+        time.sleep(0.05)
+
+
+def _cpu_seconds(side: Ours) -> dict[str, float]:
+    """CPU time so far, by what it is for."""
+    found: dict[str, float] = {"training": 0.0, "controller": _of_process(side.controller_pid)}
+    parents = set()
+    for pid in side.victims():
+        parents.add(_parent(pid))
+        for name, seconds in _threads(pid):
+            watches = name in WATCHING_THREADS
+            kind = f"workers' {name}s" if watches else "training"
+            found[kind] = found.get(kind, 0.0) + seconds
+    for warm_parent in parents:
+        found["warm parents"] = found.get("warm parents", 0.0) + _of_process(warm_parent)
+        found["agents"] = found.get("agents", 0.0) + _of_process(_parent(warm_parent))
+    return found
+
+
+def _of_process(pid: int) -> float:
+    return sum(seconds for _, seconds in _threads(pid))
+
+
+def _threads(pid: int) -> Iterator[tuple[str, float]]:
+    """Name and CPU time of every thread."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        name, _, rest = (thread / "stat").read_text().partition("(")[2].rpartition(")")
+        fields = rest.split()
+        yield name, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Snapshots: when they are taken, and the rung that goes back to them."""
+
+import itertools
+from math import sqrt
+
+import pytest
+from fake_job import small_job
+from fake_world import World, assert_sound, decisions
+from survival import last_sentence, rungs
+
+from elasticmoe.controller.decisions import Form, Recover, TakeSnapshot, Wait
+from elasticmoe.controller.machine import outstanding
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.snapshots import interval_s, is_whole, unrecoverable_rate
+from elasticmoe.controller.state import JobState
+from elasticmoe.messages.commands import InstructGang
+from elasticmoe.messages.worker import Copies, SnapshotCopies
+
+FOUR_NODES = {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+def world_with(kind: str, redundancy: int = 1, **workers: float) -> World:
+    protection = {
+        "redundancy": redundancy, "snapshots": kind, "snapshot_interval_s": 0.4,
+    }  # fmt: skip
+    job = small_job(
+        protection=protection,
+        workers={"settle_s": 60.0, **workers},
+        checkpoint={"interval_steps": 25},
+    )
+    return World(nodes=dict(FOUR_NODES), job=job)
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_a_lost_node_with_redundancy_1_goes_back_to_the_newest_snapshot(kind: str) -> None:
+    world = world_with(kind)
+    world.at_point("begun", 20, lambda _: world.lose_node("b"))
+    world.submit()
+    world.run()
+
+    assert world.fired
+    (recover,) = decisions(world, Recover)
+    assert recover.rung == "snapshot"
+    assert 0 < recover.redo_steps <= 5
+    assert recover.open_step == 20
+    assert world.state.phase is Phase.DONE
+    assert world.state.timeline == 1
+    tally = world.state.tally
+    assert (tally.steps_rolled_back, tally.recoveries_snapshot) == (recover.redo_steps, 1)
+    form = decisions(world, Form)[-1]
+    assert form.memory is not None
+    assert form.memory.is_snapshot
+    assert bool(form.memory.rebuilt) == (kind == "parity")
+    assert f"all went back to the snapshot of step {recover.step} in memory and 3 workers" in (
+        last_sentence(world)
+    )
+    assert_sound(world)
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_a_second_node_that_is_lost_while_the_first_is_restored_is_answered(kind: str) -> None:
+    world = world_with(kind)
+    world.at_point("begun", 20, lambda _: world.lose_node("b"))
+    world.submit()
+    world.run(until=lambda: world.state.generation == 2)
+    assert world.state.phase is Phase.FORMING
+
+    world.lose_node("c")
+    world.run()
+
+    assert len(world.fired) == 2
+    assert rungs(world)[0] == "snapshot"
+    # The copies of two lost nodes may be gone with both: then only the checkpoint is left.
+    assert rungs(world)[1] in ("snapshot", "failover", "checkpoint")
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_with_redundancy_2_a_double_loss_is_survived_by_the_snapshot() -> None:
+    world = world_with("copy", redundancy=2)
+    pair = ("a", "b")
+    world.at_point("begun", 20, lambda _: [world.lose_node(node) for node in pair])
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == 2
+    assert world.state.plan is not None
+    assert rungs(world) in (["snapshot"], ["failover"])
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_too_few_survivors_wait_and_then_go_on_from_the_snapshot() -> None:
+    world = world_with("copy", replicas=4, min=4)
+    world.at_point("begun", 20, lambda _: world.lose_node("b"))
+    world.submit()
+    world.run()
+    assert world.state.phase is Phase.WAITING
+    (wait,) = decisions(world, Wait)
+
+    world.add_node("e", 1)
+    world.run()
+
+    assert wait.from_memory
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.steps_rolled_back == wait.redo_steps > 0
+    assert decisions(world, Form)[-1].memory is not None
+    assert_sound(world)
+
+
+def test_a_gang_takes_one_at_once_and_then_at_every_interval() -> None:
+    world = world_with("copy")
+    world.submit()
+    world.run()
+
+    taken = decisions(world, TakeSnapshot)
+    assert [taken[0].reason, taken[1].reason] == [
+        "the gang has no snapshot yet",
+        "one is due every 0.4 s",
+    ]
+    apart = [b.at_s - a.at_s for a, b in itertools.pairwise(taken)]
+    assert all(0.4 <= gap < 0.75 for gap in apart)
+    assert len(taken) >= 5
+
+
+@pytest.mark.parametrize(
+    "kind,redundancy,nodes",
+    [("off", 1, FOUR_NODES), ("auto", 2, FOUR_NODES), ("copy", 1, {"a": 4})],
+)
+def test_none_is_taken_where_none_is_wanted_or_none_would_help(
+    kind: str, redundancy: int, nodes: dict[str, int]
+) -> None:
+    job = small_job(protection={"redundancy": redundancy, "snapshots": kind})
+    world = World(nodes=dict(nodes), job=job)
+    world.submit()
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert decisions(world, TakeSnapshot) == []
+
+
+def test_the_instruction_is_repeated_by_the_next_controller_until_it_was_carried_out() -> None:
+    world = world_with("copy")
+    world.submit()
+    world.run(until=lambda: world.state.snapshots.asked is not None)
+
+    repeated = [c.action for c in outstanding(world.state) if isinstance(c, InstructGang)]
+    world.run(until=lambda: world.state.snapshots.asked is None)
+
+    assert repeated == ["snapshot"]
+    assert outstanding(world.state) == ()
+    world.run()
+    assert_sound(world)
+
+
+def test_the_interval_is_youngs_with_the_rate_of_losses_that_no_home_survives() -> None:
+    world = World(nodes=dict(FOUR_NODES), job=small_job(protection={"redundancy": 1}))
+    world.submit()
+    world.run(until=lambda: world.state.committed_step == 5)
+    state: JobState = world.state
+    hour = 3600.0
+
+    rate = unrecoverable_rate(state)
+
+    assert rate == pytest.approx(4 / (1000 * hour), rel=1e-4)
+    assert interval_s(state) == pytest.approx(min(sqrt(2 * 1.0 / rate), 3600.0))
+
+
+def test_a_parity_stands_for_one_unit_that_is_missing_and_no_more() -> None:
+    def holding(worker: int, whole: tuple[int, ...], *parities: tuple[int, ...]) -> Copies:
+        return Copies(worker, 1, 9, 9, 9, (), snapshots=(SnapshotCopies(7, whole, parities),))
+
+    there = [holding(0, (0, 1)), holding(1, (), (2, 0)), holding(2, (3,))]
+
+    assert is_whole(there, 7, 4)
+    assert not is_whole(there, 8, 4)
+    assert not is_whole([holding(0, (1,)), *there[1:]], 7, 4)

@@ -1,0 +1,118 @@
+"""Snapshots by real workers: taken while training, gone back to after a node is lost."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crews import Crew, make_job, undisturbed
+from gangs import plan_for
+
+from elasticmoe.messages.worker import Instruct, WorkerFailed
+from elasticmoe.vault.snapshot import Snapshot
+from elasticmoe.vault.vault import Vault
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(110)]
+
+
+def begin(directory: Path, crews: list[Crew], kind: str, workers: int = 4) -> Crew:
+    """Every worker is on a node of its own, and every unit has one home."""
+    job = make_job(directory, "fp64", stages=2, redundancy=1)
+    protection = job.protection.model_copy(update={"snapshots": kind})
+    job = job.model_copy(update={"protection": protection})
+    crew = Crew(job, plan_for(job, workers, nodes=workers))
+    crews.append(crew)
+    crew.train(2)
+    return crew
+
+
+def take(crew: Crew, command: int) -> int:
+    """Have a snapshot taken; returns its step."""
+    members = range(len(crew.workers))
+
+    def newest() -> set[int]:
+        taken = [crew.copies_of(member).snapshots for member in members]
+        return {found[-1].step if found else 0 for found in taken}
+
+    before = max(newest())
+    for worker in crew.workers:
+        worker.tell(Instruct(crew.generation, command, "snapshot"))
+    while len(steps := newest()) > 1 or max(steps) == before:
+        crew.train(1)
+    return steps.pop()
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_survivors_of_a_lost_node_go_back_to_the_snapshot_and_reach_the_same_state(
+    tmp_path: Path, crews: list[Crew], kind: str
+) -> None:
+    crew = begin(tmp_path, crews, kind)
+    plan = crew.plan
+    first, second = take(crew, 1), take(crew, 2)
+    assert second > first
+
+    crew.train(2)
+    crew.kill(3)
+    memory = crew.go_back(3, crew.inventory_of_copies((3,)), second)
+    crew.formed()
+    state = crew.finish(second + 4, command=1)
+
+    assert bool(memory.rebuilt) == (kind == "parity")
+    expected = undisturbed(crew.job, plan, crew.committed, crews)
+    worst = max(
+        np.abs(state[unit] - expected[unit]).max() / max(np.abs(expected[unit]).max(), 1e-300)
+        for unit in expected
+    )
+    assert worst < 1e-8
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_a_death_while_units_are_copied_leaves_the_snapshot_before(
+    tmp_path: Path, crews: list[Crew], kind: str
+) -> None:
+    crew = begin(tmp_path, crews, kind)
+    first, second = take(crew, 1), take(crew, 2)
+    crew.kill(3)
+    copies = crew.inventory_of_copies((3,))
+
+    vault = Vault(crew.workers[0].vault)
+    (begun,) = [one for one in (Snapshot(vault, n) for n in (0, 1)) if one.step == second]
+    begun.clear()  # what a member leaves that has only begun with it
+    copies[0] = crew.copies_of(0)
+    assert [one.step for one in copies[0].snapshots] == [first]
+    crew.go_back(3, copies, first)
+    crew.formed()
+
+    assert crew.finish(first + 3, command=1)
+
+
+def test_a_copy_whose_bits_have_flipped_is_not_gone_on_with(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    crew = begin(tmp_path, crews, "copy", workers=2)
+    step = take(crew, 1)
+    vault = Vault(crew.workers[0].vault)
+    (about,) = [one for one in (Snapshot(vault, n) for n in (0, 1)) if one.step == step]
+    unit = about.groups()[0][0]
+    start = sum(one.numel for one in crew.inventory.units[:unit])
+    vault.array(np.int64, (vault.layout.numel,), about.tensors[0])[start] ^= 1
+
+    crew.kill(1)
+    crew.go_back(1, crew.inventory_of_copies((1,)), step)
+
+    failed = crew.workers[0].next(WorkerFailed)
+    assert failed.code == "not_whole"
+    assert f"unit {unit} " in failed.message
+
+
+def test_snapshots_take_the_memory_of_two_however_many_are_taken(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    crew = begin(tmp_path, crews, "copy", workers=2)
+    for number in (1, 2):
+        take(crew, number)
+    taken = os.fstat(crew.workers[0].vault).st_blocks
+    for number in (3, 4, 5):
+        take(crew, number)
+
+    assert os.fstat(crew.workers[0].vault).st_blocks == taken
