@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Wait
 from elasticmoe.controller.record import Progress, Record, turns
+from elasticmoe.controller.recovery import KEEPING
 from elasticmoe.messages.events import (
     CheckpointSealed,
     JobSubmitted,
@@ -38,6 +39,7 @@ class History:
         self._may_skip = False
         self._saved = {0, start_step}
         self._in_memory = 0
+        self._snapshots: set[int] = set()
         self._first_step: dict[int, int] = {}
         self.stretches: list[Stretch] = []
         self.problems: list[str] = []
@@ -59,6 +61,7 @@ class History:
         """A vault was read: that far, at most, a step can have been committed."""
         steps = [step for step, _ in copies.whole]
         self._in_memory = max([self._in_memory, copies.prepared, copies.voted, *steps])
+        self._snapshots |= {snapshot.step for snapshot in copies.snapshots}
 
     def ended(self, step: int) -> None:
         """A member came to the end of its gang with all its state at a step."""
@@ -83,7 +86,10 @@ class History:
         """A generation starts from a step: what lies behind it is given up."""
         self._generation, self._in_memory = decision.generation, 0
         self._first_step[decision.generation] = decision.step + 1
-        if decision.memory is not None:
+        if decision.memory is not None and decision.memory.is_snapshot:
+            if decision.step not in self._snapshots or decision.step > self.last_step:
+                self._complain(f"starts from a snapshot of step {decision.step} that nobody has")
+        elif decision.memory is not None:
             if not decision.step == decision.memory.step == self.last_step:
                 self._complain(
                     f"starts from step {decision.step} with memory of step {decision.memory.step}, "
@@ -160,9 +166,9 @@ def check_history(records: Iterable[Record]) -> list[str]:
     Checked: steps follow each other without a gap, up to the last one if the job says it is done;
     every step used `batch.global_samples` samples and began where the one before had ended, also
     behind a rollback, so that no sample is used twice or left out; every generation started from
-    a step of which there was a checkpoint, or from memory at exactly the last committed step, and
-    every member began with the step behind it. The last committed step may be one of which no
-    report came, if a decision says that it is committed and a vault was that far.
+    a step of which there was a checkpoint or a snapshot, or from memory at exactly the last
+    committed step, and every member began with the step behind it. The last committed step may be
+    one of which no report came, if a decision says that it is committed and a vault was that far.
 
     Returns:
         One sentence per problem; empty for a sound history.
@@ -206,9 +212,9 @@ def _decided(history: History, decision: Decision) -> None:
     match decision:
         case Form():
             history.form(decision)
-        case Recover() if decision.rung != "checkpoint":
+        case Recover() if decision.rung in KEEPING:
             history.settle(decision.step)
-        case Wait() if decision.from_memory:
+        case Wait() if decision.from_memory and not decision.redo_steps:
             history.settle(decision.step)
         case Finish():
             history.finish()

@@ -131,7 +131,7 @@ def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...
     steps_done = as_progress(event)
     state, commands = _absorb(state, steps_done or event)
     if steps_done is not None:  # progress is folded in the journal: nothing is decided upon it
-        return _timed(state, commands, training.look_for_stall(state))
+        return _timed(state, commands, training.next_look(state))
     for _ in range(MAX_DECISIONS):
         decision = decide(state)
         if not isinstance(decision, Decision):

@@ -6,6 +6,7 @@ from math import sqrt
 from typing import Final
 
 from elasticmoe.controller.decisions import LookAgain, TakeSnapshot
+from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.record import Progress
 from elasticmoe.controller.state import JobState, Outcome
 from elasticmoe.controller.vaults import usable
@@ -21,20 +22,26 @@ UNMEASURED_EXPOSURE_S: Final = 60.0
 
 def decide_snapshot(state: JobState) -> TakeSnapshot | LookAgain | None:
     """Take one as soon as a gang trains, and then whenever the interval is over."""
-    snapshots = state.snapshots
-    if not state.spec.protection.takes_snapshots or snapshots.asked is not None:
-        return None
-    nodes = {member.node for member in state.plan.members} if state.plan else set()
-    if len(nodes) < 2:
-        return None  # there is no other memory to keep them in
-    if snapshots.taken_s is None:
-        reason = "the gang has no snapshot yet"
-    else:
-        due_s = snapshots.taken_s + interval_s(state)
-        if state.now_s < due_s:
-            return LookAgain(due_s)
+    due = look_for_snapshot(state)
+    if due is None or state.now_s < due.at_s:
+        return due
+    reason = "the gang has no snapshot yet"
+    if state.snapshots.taken_s is not None:
         reason = f"one is due every {interval_s(state):.3g} s"
     return TakeSnapshot(state.now_s, state.generation, state.next_command, reason)
+
+
+def look_for_snapshot(state: JobState) -> LookAgain | None:
+    """When the next one is due; none if none is wanted, or one is being taken."""
+    snapshots, training = state.snapshots, state.phase is Phase.TRAINING
+    wanted = training and state.spec.protection.takes_snapshots and snapshots.asked is None
+    if not wanted or state.plan is None:
+        return None
+    if len({member.node for member in state.plan.members}) < 2:
+        return None  # there is no other memory to keep them in
+    if snapshots.taken_s is None:
+        return LookAgain(state.now_s)
+    return LookAgain(snapshots.taken_s + interval_s(state))
 
 
 def apply_take_snapshot(state: JobState, decision: TakeSnapshot) -> Outcome:

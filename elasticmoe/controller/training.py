@@ -26,7 +26,7 @@ from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import decide_protect, protected
 from elasticmoe.controller.record import Progress
-from elasticmoe.controller.snapshots import decide_snapshot, snapshot_taken
+from elasticmoe.controller.snapshots import decide_snapshot, look_for_snapshot, snapshot_taken
 from elasticmoe.controller.state import (
     DRAIN_PATIENCE_S,
     LIVING,
@@ -112,6 +112,12 @@ def look_for_stall(state: JobState) -> LookAgain | None:
     step, pace = state.committed_step + 1, state.pace
     bound_s = pace.bound_s(is_saving=_is_saving(state, step, state.instructed, pace.eventful_step))
     return LookAgain(pace.last_s + (UNMEASURED_BOUND_S if bound_s is None else bound_s))
+
+
+def next_look(state: JobState) -> LookAgain | None:
+    """When time alone will bring something to decide for a gang that trains."""
+    looks = [look for look in (look_for_stall(state), look_for_snapshot(state)) if look]
+    return min(looks, key=lambda look: look.at_s, default=None)
 
 
 def time_passed(state: JobState) -> Outcome:

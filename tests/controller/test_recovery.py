@@ -94,7 +94,11 @@ def test_a_unit_without_a_copy_leads_to_the_checkpoint_with_its_price() -> None:
     decision = taken(replace(DAMAGE, shortage=lost, survivors_shortage=lost))
 
     assert (decision.rung, decision.step, decision.redo_steps) == ("checkpoint", 200, 12)
-    assert decision.passed_over[1:] == (f"replace: {lost}", f"failover: {lost}")
+    assert decision.passed_over[1:] == (
+        f"replace: {lost}",
+        f"failover: {lost}",
+        "snapshot: no snapshot is whole in memory",
+    )
     assert decision.reason == (
         "worker 3 was killed (signal 9); all go back to the checkpoint of step 200 "
         "(12 steps to redo) with 4 workers"
