@@ -36,6 +36,7 @@ class StageModel(nn.Module):
         is_last: bool,
         dtype: torch.dtype,
         device: torch.device,
+        built: dict[str, nn.Module] | None = None,
     ) -> None:
         """
         Args:
@@ -46,6 +47,8 @@ class StageModel(nn.Module):
             is_first: whether it embeds; is_last: whether it computes the losses.
             dtype: of compute weights and activations.
             device: where to compute.
+            built: dense modules by block name, from here if they are there, else put there. No
+                other stage that is still in use may share them.
         """
         super().__init__()
         self._job, self._inventory, self._slots = job, inventory, dict(slots)
@@ -61,8 +64,7 @@ class StageModel(nn.Module):
                     job.model.hidden_size, job.model.moe, block, len(slots[index])
                 )
             else:
-                with torch.device("meta"):
-                    module = build_block(job.model, balancing, block.name)
+                module = _dense_module(job, balancing, block.name, built)
             self._modules_of[block.name] = module
             self.add_module(block.name.replace(".", "_"), module)
         self._rotary = build_rotary(
@@ -231,6 +233,28 @@ class StageModel(nn.Module):
                 1, *bias_LE.shape, dtype=torch.int64, device=self._device
             ),
         )
+
+
+def build_dense(job: JobSpec, inventory: Inventory) -> dict[str, nn.Module]:
+    """All dense modules of a model, without memory: what a stage takes from `built`."""
+    balancing = Balancing(job.balance, job.window_samples)
+    built: dict[str, nn.Module] = {}
+    for block in inventory.blocks:
+        if not block.is_experts:
+            _dense_module(job, balancing, block.name, built)
+    return built
+
+
+def _dense_module(
+    job: JobSpec, balancing: Balancing, name: str, built: dict[str, nn.Module] | None
+) -> nn.Module:
+    if built is not None and name in built:
+        return built[name]
+    with torch.device("meta"):
+        module = build_block(job.model, balancing, name)
+    if built is not None:
+        built[name] = module
+    return module
 
 
 def _go_on() -> None:

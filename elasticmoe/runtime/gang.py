@@ -208,11 +208,19 @@ def form_gang(
     clock = Stopwatch()
     job, inventory, device = workplace.job, workplace.inventory, workplace.device
     plan, member, precision = seat.plan, seat.member, job.model.precision
-    groups = Groups(plan, member, seat.rendezvous, device, over, workplace.pulse)
+    groups = Groups(
+        plan,
+        member,
+        seat.rendezvous,
+        device,
+        over,
+        workplace.pulse,
+        meanwhile=lambda: workplace.build(plan, member),
+    )
     on_groups(groups)  # from here on they can be broken from another thread
     over.check()
     clock.mark("groups")
-    weights, stage = workplace.network(plan, member)
+    weights, stage = workplace.build(plan, member)
     homes = Homes(workplace.state, plan, member)
     clock.mark("memory")
     progress = load_state(job, homes, start, member, groups.world)

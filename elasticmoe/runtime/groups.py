@@ -16,7 +16,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -225,9 +225,14 @@ class Groups:
         device: torch.device,
         over: Over,
         pulse: Pulse | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
-        """Form the groups together with all other members; `over` abandons the attempt, `pulse`
-        counts the collectives that this member enters.
+        """Form the groups together with all other members.
+
+        Args:
+            over: abandons the attempt.
+            pulse: counts the collectives that this member enters.
+            meanwhile: what this member can do while it waits for the others.
 
         Raises:
             GangBrokenError: the generation ended before everybody had come.
@@ -241,6 +246,7 @@ class Groups:
             target=self._form, args=(plan, member, rendezvous), daemon=True, name="form-groups"
         )
         former.start()
+        meanwhile()
         while former.is_alive():
             former.join(0.001)
             over.check()  # the thread is abandoned with its half-formed groups

@@ -46,7 +46,7 @@ from elasticmoe.runtime.step import (
     step_metrics,
     train_step,
 )
-from elasticmoe.runtime.workplace import Workplace, layout_of
+from elasticmoe.runtime.workplace import Workplace, layout_of, prepare_modules
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.pulse import Pulse
@@ -60,8 +60,9 @@ step, which somebody waits for."""
 
 def prepare(job: JobSpec) -> None:
     """Do, in the process that workers are forked from, what each of them would do at its start."""
-    build_inventory(job.model, job.data.seq_len)
+    inventory = build_inventory(job.model, job.data.seq_len)
     check_gate_and_bias(job.model.moe, job.balance, torch.device("cpu"))
+    prepare_modules(job, inventory)
 
 
 def run_worker(

@@ -3,14 +3,23 @@
 import os
 
 import torch
+from torch import nn
 
-from elasticmoe.model.stage import StageModel
+from elasticmoe.model.stage import StageModel, build_dense
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.runtime.memory import COMPUTE_DTYPE, MASTER_DTYPE, State, Weights
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.vault.layout import VaultLayout
 from elasticmoe.vault.pulse import Pulse
 from elasticmoe.vault.vault import Vault, create_vault
+
+_prepared: dict[str, nn.Module] = {}
+"""Dense modules that were built in the process this one was forked from."""
+
+
+def prepare_modules(job: JobSpec, inventory: Inventory) -> None:
+    """Build the network's modules before a process is forked that will need them at once."""
+    _prepared.update(build_dense(job, inventory))
 
 
 class Workplace:
@@ -36,10 +45,12 @@ class Workplace:
         )
         self.processor_flops: float | None = None
         """What one processor could do at most, FLOP/s; none until measured."""
+        self._built = dict(_prepared)
+        _prepared.clear()  # a second workplace of this process builds its own
         self._part: object = None
         self._network: tuple[Weights, StageModel] | None = None
 
-    def network(self, plan: Plan, member: int) -> tuple[Weights, StageModel]:
+    def build(self, plan: Plan, member: int) -> tuple[Weights, StageModel]:
         """Weights and layers of the part that a member computes; as they are if it is the same."""
         index = plan.stage_of_member[member]
         stage, slots = plan.stages[index], slots_of(plan, self.inventory, member)
@@ -47,7 +58,7 @@ class Workplace:
         if self._network is None or part != self._part:
             precision = self.job.model.precision
             weights = Weights(self.inventory, stage.blocks, slots, precision, self.device)
-            layers = build_stage(self.job, self.inventory, plan, member, self.device)
+            layers = build_stage(self.job, self.inventory, plan, member, self.device, self._built)
             weights.bind(layers)
             self._part, self._network = part, (weights, layers)
         return self._network
@@ -76,9 +87,14 @@ def slots_of(plan: Plan, inventory: Inventory, member: int) -> dict[int, tuple[i
 
 
 def build_stage(
-    job: JobSpec, inventory: Inventory, plan: Plan, member: int, device: torch.device
+    job: JobSpec,
+    inventory: Inventory,
+    plan: Plan,
+    member: int,
+    device: torch.device,
+    built: dict[str, nn.Module] | None = None,
 ) -> StageModel:
-    """The layers that a member computes; its memory is bound later."""
+    """The layers that a member computes; its memory is bound later. `built`: as in `StageModel`."""
     index = plan.stage_of_member[member]
     return StageModel(
         job,
@@ -89,4 +105,5 @@ def build_stage(
         is_last=index == len(plan.stages) - 1,
         dtype=COMPUTE_DTYPE[job.model.precision],
         device=device,
+        built=built,
     )
