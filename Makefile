@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: train test setup lint format types layers unit data clean
-.PHONY: soak
+.PHONY: soak soak-simulator
 
 train: setup data  ## learn real text on four workers; kill one, and see what happens
 	$(BIN)/elasticmoe train $(JOB) $(ARGS)
@@ -55,6 +55,12 @@ layers: setup
 
 unit: setup
 	$(BIN)/python -m pytest
+
+soak: soak-simulator
+
+soak-simulator: setup  ## 20,000 random schedules at 4 to 64 workers, 10 at 16,384: two hours
+	$(BIN)/elasticmoe simulate --schedules 20000
+	$(BIN)/elasticmoe simulate --schedules 10 --workers 16384
 
 soak: setup  ## 200 random faults in a row: kills, stops, cut links, full disks, flipped bits...
 	$(BIN)/python -m chaos soak --faults 200 $(ARGS)

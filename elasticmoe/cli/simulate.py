@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_TOLD = 3
 """Failing schedules whose story is told."""
+PROGRESS_S = 30.0
+"""Between two lines that say how many schedules were run."""
 
 File = Annotated[
     Path | None,
@@ -49,6 +51,13 @@ Schedules = Annotated[
 CostsFile = Annotated[
     Path | None, typer.Option(help="JSON file: how long things take, where it is known.")
 ]
+Rivals = Annotated[
+    bool, typer.Option("--rivals", help="Instead: models of other systems beside, on --trace.")
+]
+Measured = Annotated[
+    list[Path] | None,
+    typer.Option(help="With --rivals: JSON of benchmarks/recovery.py; may be given several times."),
+]
 Out = Annotated[Path | None, typer.Option(help="Directory for figures, plot and story.")]
 
 
@@ -65,11 +74,20 @@ def simulate_job(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal runs.")] = 0,
     schedules: Schedules = None,
     costs: CostsFile = None,
+    rivals: Rivals = False,
+    measured: Measured = None,
     out: Out = None,
 ) -> None:
     """Run a job through faults in a pretend world: goodput, lost steps, rungs, broken promises."""
     if schedules is not None:
         _search(seed, schedules, workers)
+        return
+    if rivals:
+        from elasticmoe.cli.rivals import compare_rivals
+
+        if trace is None:
+            raise SpecError(("--rivals compares on a trace of nodes: add --trace FILE",))
+        compare_rivals(_read_trace(trace), measured or [], out)
         return
     if job is None:
         raise SpecError(("name a job file, or ask for hostile schedules: --schedules 100",))
@@ -109,8 +127,12 @@ def _search(first_seed: int, count: int, workers: int | None) -> None:
     from elasticmoe.simulator.schedules import hostile_schedule
 
     began_s, failing, faults = perf_counter(), 0, 0
-    slowest = (0.0, "nothing")
+    slowest, told_s = (0.0, "nothing"), began_s
     for seed in range(first_seed, first_seed + count):
+        if perf_counter() > told_s + PROGRESS_S:
+            told_s = perf_counter()
+            took = format_duration(told_s - began_s)
+            say(f"{seed - first_seed} of {count} schedules, {failing} failing, after {took}")
         schedule = hostile_schedule(seed, workers=workers)
         inventory = plain_inventory(schedule.job)
         outcome = simulate(schedule.job, inventory, schedule.scenario, stopwatch=perf_counter)

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elasticmoe.cluster.agents import Agents
 from elasticmoe.cluster.carry_out import END_TIMEOUT_S, Hands
-from elasticmoe.cluster.clock import TermClock
+from elasticmoe.cluster.clock import TermClock, rest_before_term
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
@@ -47,8 +47,8 @@ FAREWELL_S: Final = 2.0
 """Followers of the event stream have this long to read its end."""
 FIRST_NODE_TIMEOUT_S: Final = 600.0
 """A cluster may have to start a machine before there is any room."""
-MAX_RESTARTS: Final = 10
-"""Of the controller's process; it replays its journal each time."""
+REST_S: Final = 10.0
+"""At most, between two controllers that fail: agents that hear nothing end their workers."""
 HEAD_RESOURCE: Final = "node:__internal_head__"
 """Ray's head node has it."""
 _EVENTS: Final = by_name(Event)
@@ -72,6 +72,8 @@ class ControllerActor:
         self._too_early: list[tuple[str, list[bytes]]] = []
         self._over = asyncio.Event()
         self._outcome: dict[str, Any] = {}
+        self._is_new = False
+        """Whether no controller of this run has ever decided anything."""
         loop = asyncio.get_running_loop()
         self._beginning = loop.create_task(self._take_over_or_leave())
         self._tasks = [loop.create_task(self._raylet.end_with_it(lambda: None))]
@@ -117,7 +119,12 @@ class ControllerActor:
         except Exception:
             log.exception("not_begun")
             if not self._run.ours:  # whoever waits hears of it; nobody else would end this actor
-                asyncio.get_running_loop().call_later(FAREWELL_S, os._exit, 1)
+                loop = asyncio.get_running_loop()
+                if self._is_new:
+                    actor = ray.get_runtime_context().current_actor
+                    loop.call_later(FAREWELL_S, lambda: ray.kill(actor, no_restart=True))
+                else:
+                    loop.call_later(REST_S, os._exit, 1)
             raise
 
     async def _take_over(self) -> dict[str, Any]:
@@ -125,6 +132,11 @@ class ControllerActor:
         self._lock = lock_directory(run.directory)
         journal = FileJournal(run.directory / "journal", run.id)
         records = journal.read()
+        self._is_new = not records
+        rest_s = rest_before_term(records, self._now(), min(REST_S, run.patience_s / 3))
+        if rest_s:
+            log.warning("crash_loop", rest_s=rest_s)
+            await asyncio.sleep(rest_s)
         self._narrator = Narrator(journal.term, run.directory / "steps.jsonl")
         self._agents = Agents(run, journal.term, self._node_up, self._node_lost)
         self._clock = TermClock(max((_at_s(record) for record in records), default=0.0))
@@ -135,7 +147,9 @@ class ControllerActor:
             await self._agents.end_all(reason_of(error), END_TIMEOUT_S)
             raise
         (run.directory / "outcome.json").unlink(missing_ok=True)  # of an earlier run
-        controller = Controller(_Told(journal, records, self._narrator), self._hands)
+        controller = Controller(
+            _Told(journal, records, self._narrator), self._hands, self._clock.now_s
+        )
         if submitted is not None:
             await controller.post(submitted)
         await controller.post(TermBegan(self._now(), journal.term, VERSION))
@@ -332,7 +346,7 @@ def start_controller(run: Run) -> Any:
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
-            max_restarts=MAX_RESTARTS,
+            max_restarts=-1,  # a job lasts for weeks; `rest_before_term` slows a crash loop down
             scheduling_strategy=NodeAffinitySchedulingStrategy(head["NodeID"], soft=True),
         )
         .remote(run.to_text())

@@ -61,8 +61,9 @@ def worker_parked(state: JobState, report: WorkerParked) -> Outcome:
         return stale(state)
     needed = is_needed(state, report.worker)
     state = with_status(state, (report.worker,), WorkerStatus.IDLE)
-    if state.phase in GANG_PHASES and needed:
-        sign = Casualty("parked", report.worker, worker.node, report.reason)
+    tells_why = state.phase is Phase.BREAKING and report.code  # peers may have been quicker
+    if (state.phase in GANG_PHASES and needed) or tells_why:
+        sign = Casualty("parked", report.worker, worker.node, report.reason, code=report.code)
         state = add_casualties(state, (sign,))
     return state, ()
 

@@ -24,7 +24,7 @@ class Casualty:
     log: str = ""
     """Where the worker's output is."""
     code: str = ""
-    """Of the error, for `failed`."""
+    """Of the error, for `failed`; of what it found, for `parked`, unless it just lost a peer."""
     step: int = 0
     """At which it failed, for `failed`."""
 

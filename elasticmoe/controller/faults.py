@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from elasticmoe.controller import vaults
 from elasticmoe.controller.capacity import free_places
 from elasticmoe.controller.casualties import decide_fence_silent, repeated_failure
 from elasticmoe.controller.decisions import (
@@ -19,7 +20,12 @@ from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import no_longer_exposed
 from elasticmoe.controller.recovery import MOST_RETRIES, Damage, decide_recovery
-from elasticmoe.controller.replacing import dead_members, decide_early_start, find_replacements
+from elasticmoe.controller.replacing import (
+    can_start,
+    dead_members,
+    decide_early_start,
+    find_replacements,
+)
 from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import (
     LIVING,
@@ -37,7 +43,7 @@ from elasticmoe.controller.state import (
     having,
 )
 from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
-from elasticmoe.controller.wording import described, workers_named
+from elasticmoe.controller.wording import described, is_cause, workers_named
 from elasticmoe.messages.commands import BreakGeneration, Command
 from elasticmoe.spec.job import Rung
 
@@ -54,7 +60,7 @@ def decide_breaking(state: JobState) -> Fence | Gather | Recover | Wait | GiveUp
     at_once = decide_fence_silent(state) or decide_early_start(state) or _decide_waiting(state)
     if at_once is not None:
         return at_once
-    cause_is_known = any(casualty.kind != "parked" for casualty in state.casualties)
+    cause_is_known = any(map(is_cause, state.casualties))
     if not cause_is_known and state.now_s < state.since_s + SETTLE_S:
         return LookAgain(state.since_s + SETTLE_S)
     suspect = _find_suspect(state)
@@ -81,6 +87,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
     kept = settled(state) if state.plan is not None else None
     dead = dead_members(state)
     nodes, left = _nodes_of_members(state, set(dead))
+    readable = left | _deserted(state, left)
     lacking = shortage(state, kept.step, nodes) if kept else ""
     return Damage(
         at_s=state.now_s,
@@ -91,7 +98,9 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         settled=kept,
         in_step=state.outage is not None and state.outage.in_step,
         shortage=lacking,
-        survivors_shortage=shortage(state, kept.step, left) if kept and left != nodes else lacking,
+        survivors_shortage=shortage(state, kept.step, readable)
+        if kept and readable != nodes
+        else lacking,
         snapshot_step=find_snapshot(state, left),
         distrusted=_distrusted(state),
         refused_rungs=refused_rungs,
@@ -209,6 +218,12 @@ def _nodes_of_members(state: JobState, dead: set[int]) -> tuple[frozenset[str], 
     left = {member.node for member in members if member.worker not in dead}
     ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
     return every, frozenset(left | ready)
+
+
+def _deserted(state: JobState, ready: frozenset[str]) -> frozenset[str]:
+    """Other nodes with vaults, as far as a worker can be started there to read them."""
+    others = {node for _, node, _ in vaults.usable(state)} - ready
+    return frozenset(node for node in others if can_start(state, node))
 
 
 def _answered(

@@ -19,9 +19,13 @@ from elasticmoe.controller.decisions import (
 from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.faults import survey
 from elasticmoe.controller.memory import plan_recall
-from elasticmoe.controller.record import as_plain
 from elasticmoe.controller.recovery import decide_recovery, origin
-from elasticmoe.controller.replacing import dead_members, find_replacements, replacing
+from elasticmoe.controller.replacing import (
+    dead_members,
+    find_deserted,
+    find_replacements,
+    replacing,
+)
 from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import (
     LIVING,
@@ -32,7 +36,7 @@ from elasticmoe.controller.state import (
     having,
 )
 from elasticmoe.controller.vaults import shortage
-from elasticmoe.controller.wording import plural
+from elasticmoe.controller.wording import listed, plural
 from elasticmoe.errors import PlanError
 from elasticmoe.plan.make import make_plan
 from elasticmoe.plan.types import Member, Plan
@@ -113,13 +117,39 @@ def _decide_replace(state: JobState) -> Next:
 
 
 def _decide_failover(state: JobState, rung: Rung) -> Next:
-    """Nobody waits for a worker that starts, unless there are too few without it."""
+    """Nobody waits for a worker that starts, unless there are too few without it, or nobody else
+    can read memory that is needed."""
     if state.workers.count(WorkerStatus.IDLE) < state.spec.workers.min:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
+    reader = _decide_readers(state) if rung == "failover" else None
+    if reader is not None:
+        return reader
     workers = tuple(worker.number for worker in _ready(state))
     return _form_from_memory(state, rung, workers, {}, None)
+
+
+def _decide_readers(state: JobState) -> Gather | Fence | LookAgain | None:
+    """Have a worker on every node whose memory is needed; none: all are there."""
+    assert state.settled_step is not None, "a rung of memory has settled the step"
+    deserted = find_deserted(state, state.settled_step)
+    if not deserted:
+        return None
+    empty = [
+        node
+        for node in deserted
+        if not any(
+            state.workers[number].status is WorkerStatus.STARTING
+            for number in state.workers.on_node(node)
+        )
+    ]
+    if not empty:
+        return decide_starting(state)
+    hires = tuple((state.next_worker + place, node) for place, node in enumerate(empty))
+    nodes = f"node{'s' if len(empty) > 1 else ''} {listed(empty)}"
+    reason = f"nobody is left on {nodes} to read the memory there"
+    return Gather(state.now_s, state.workers.count(*LIVING) + len(hires), hires, reason)
 
 
 def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveUp:
@@ -128,12 +158,23 @@ def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveU
 
 
 def _ready(state: JobState) -> tuple[Worker, ...]:
-    """Workers for the next generation; those of one node follow each other."""
-    ready = sorted(
-        having(state, WorkerStatus.IDLE),
-        key=lambda worker: (state.nodes[worker.node].domain, worker.node, worker.number),
-    )
-    return tuple(ready[: state.spec.workers.replicas])
+    """Workers for the next generation: those with memory first, or on a node where some is to be
+    read. Those of one node follow each other."""
+    ready, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
+
+    def place(worker: Worker) -> tuple[str, str, int]:
+        return state.nodes[worker.node].domain, worker.node, worker.number
+
+    if len(ready) > wanted:
+        orphaned = {
+            vault.node for owner, vault in state.vaults.items() if owner not in state.workers
+        }
+
+        def use(worker: Worker) -> tuple[bool, bool, tuple[str, str, int]]:
+            return worker.number not in state.vaults, worker.node not in orphaned, place(worker)
+
+        ready = tuple(sorted(ready, key=use)[:wanted])
+    return tuple(sorted(ready, key=place))
 
 
 def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
@@ -183,7 +224,7 @@ def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
         at_s=state.now_s,
         generation=state.generation + 1,
         timeline=state.timeline + (step < state.committed_step),
-        plan=as_plain(plan.to_json()),  # as the journal will give it back
+        plan=plan.to_json(),
         workers=workers,
         store_node=plan.members[0].node,
         step=step,

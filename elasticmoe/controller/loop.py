@@ -1,6 +1,7 @@
 """The control loop, one screen: events in, commands out, a journal in between."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from elasticmoe.controller.machine import advance, glance, outstanding, replay
@@ -19,11 +20,18 @@ INBOX_SIZE: Final = 10_000
 class Controller:
     """Feeds events to the job's state machine and carries out what it asks. Decides nothing."""
 
-    def __init__(self, journal: Journal, effects: Effects) -> None:
+    def __init__(
+        self, journal: Journal, effects: Effects, clock: Callable[[], float] = lambda: 0.0
+    ) -> None:
         """Rebuild the state from the journal. The next event posted must be `TermBegan`, or
-        `JobSubmitted` and then `TermBegan` if the journal is empty."""
+        `JobSubmitted` and then `TermBegan` if the journal is empty.
+
+        Args:
+            clock: the clock of the events' `at_s`, so that what is decided behind a backlog bears
+                the time at which it is done; without one it bears that of its event.
+        """
         records = journal.read()
-        self._journal, self._effects = journal, effects
+        self._journal, self._effects, self._clock = journal, effects, clock
         self._posting = asyncio.Lock()
         self._state = replay(records)
         self._next_number = len(records)
@@ -85,7 +93,7 @@ class Controller:
                 commands += self._look(self._late)
 
     def _act(self, number: int, event: Event) -> tuple[Command, ...]:
-        self._state, commands = advance(self._state, event)
+        self._state, commands = advance(self._state, event, self._clock())
         for decision in self._state.decided:
             self._append(Decided(number, decision))
         return commands

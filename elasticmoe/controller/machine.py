@@ -54,6 +54,7 @@ from elasticmoe.controller.state import (
     ignored,
     stale,
 )
+from elasticmoe.controller.wording import command_failed
 from elasticmoe.messages.codec import build
 from elasticmoe.messages.commands import BreakGeneration, Command, InstructGang, WakeAt
 from elasticmoe.messages.events import (
@@ -116,7 +117,9 @@ APPLY: Final[Mapping[type, Callable[[JobState, Any], Outcome]]] = {
 }
 
 
-def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...]]:
+def advance(
+    state: JobState, event: Event, now_s: float = 0.0
+) -> tuple[JobState, tuple[Command, ...]]:
     """Take in an event and decide what to do.
 
     Never raises for an event that makes no sense here: the journal keeps it, `tally` counts it,
@@ -124,6 +127,9 @@ def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...
 
     Args:
         state: what is known so far; `JobState()` before the first event.
+        now_s: when the event is taken in: behind a backlog that is later than it was accepted.
+            Patience is judged by the time of acceptance, because what was said later has not been
+            heard yet, and begins with the decision: our own delay is nobody's silence.
 
     Returns:
         What is known then, with this call's decisions in `decided`, and what to do, in order.
@@ -136,6 +142,8 @@ def advance(state: JobState, event: Event) -> tuple[JobState, tuple[Command, ...
         decision = decide(state)
         if not isinstance(decision, Decision):
             return _timed(state, commands, decision)
+        if now_s > decision.at_s:
+            decision = replace(decision, at_s=now_s)
         state, more = apply(state, decision)
         commands += more
     raise AssertionError(f"decisions go in a circle: {state.decided}")
@@ -164,12 +172,14 @@ def decide(state: JobState) -> Decision | LookAgain | None:
 
 
 def apply(state: JobState, decision: Decision) -> Outcome:
-    """Let a decision take effect."""
+    """Let a decision take effect, at its own time."""
+    heard_s = state.now_s
+    state = replace(state, now_s=max(heard_s, decision.at_s))
     state, commands = APPLY[type(decision)](state, decision)
     phase = next_phase(state.phase, type(decision))
     if phase is not state.phase:
         state = replace(state, phase=phase, since_s=decision.at_s)
-    return replace(state, decided=(*state.decided, decision)), commands
+    return replace(state, now_s=heard_s, decided=(*state.decided, decision)), commands
 
 
 def replay(records: Iterable[Record]) -> JobState:
@@ -297,8 +307,8 @@ def _command_failed(state: JobState, event: CommandFailed) -> Outcome:
             current = event.generation in (0, state.generation)
             if not current or state.phase not in casualties.GANG_PHASES:
                 return stale(state)
-            text = f"{event.command} could not be carried out: {event.reason}"
-            return casualties.add_casualties(state, (Casualty("command", -1, "", text),)), ()
+            sign = Casualty("command", -1, "", command_failed(event) or event.reason)
+            return casualties.add_casualties(state, (sign,)), ()
     return state, ()
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from elasticmoe.controller.decisions import Protect
 from elasticmoe.controller.number_map import NumberMap
-from elasticmoe.controller.record import Progress, as_plain
+from elasticmoe.controller.record import Progress
 from elasticmoe.controller.state import JobState, Outcome, counted
 from elasticmoe.controller.wording import plural
 from elasticmoe.messages.commands import InstructGang
@@ -27,7 +27,7 @@ def decide_protect(state: JobState) -> Protect | None:
         at_s=state.now_s,
         generation=state.generation,
         number=state.next_command,
-        plan=as_plain(better.to_json()),  # as the journal will give it back
+        plan=better.to_json(),
         units=units,
         reason=f"{plural(units, 'unit')} {'gets' if units == 1 else 'get'} another home",
     )

@@ -7,7 +7,7 @@ Steps are not recorded one by one but as `Progress`, folded over a few seconds.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from elasticmoe.controller.decisions import Decision
 from elasticmoe.messages.events import Event, Reported
@@ -70,21 +70,6 @@ class Turn:
     """Of the entry's record."""
     entry: Entry
     decisions: tuple[Decision, ...]
-
-
-def as_plain(value: Any) -> Any:
-    """Plain data as JSON gives it back: tuples are lists.
-
-    >>> as_plain({"homes": ((0, 1), (2,))})
-    {'homes': [[0, 1], [2]]}
-    """
-    if isinstance(value, (tuple, list)):
-        if value and isinstance(value[0], (tuple, list, dict)):
-            return [as_plain(item) for item in value]
-        return list(value)
-    if isinstance(value, dict):
-        return {key: as_plain(item) for key, item in value.items()}
-    return value
 
 
 def as_progress(event: Event) -> Progress | None:

@@ -37,7 +37,7 @@ class Damage:
     shortage: str
     """What is missing in the memory of the members' nodes; empty: nothing."""
     survivors_shortage: str
-    """The same for the nodes on which a member is left."""
+    """The same for the nodes on which somebody is left, or can be started to read what is there."""
     snapshot_step: int | None
     """Committed steps of the newest snapshot that is whole in memory; none: there is none."""
     distrusted: str

@@ -1,4 +1,4 @@
-"""Who takes the place of a dead member: a worker of its node, which can go on in its memory."""
+"""Who takes the place of a dead member, or reads what it left: a worker of its node."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,9 +6,12 @@ from typing import Final
 
 from elasticmoe.controller.capacity import free_on
 from elasticmoe.controller.casualties import repeated_failure
+from elasticmoe.controller.copies import has_progress, suppliable
 from elasticmoe.controller.decisions import Gather
-from elasticmoe.controller.state import LIVING, JobState, WorkerStatus
+from elasticmoe.controller.state import LIVING, JobState, WorkerStatus, having
+from elasticmoe.controller.vaults import shortage, usable
 from elasticmoe.controller.wording import described, workers_named
+from elasticmoe.messages.worker import Copies
 
 FAILED_STARTS: Final = 2
 """Workers that died on a node before they were ready: no more are started there for this fault."""
@@ -54,6 +57,47 @@ def find_replacements(state: JobState) -> Replacements:
         hires += [(state.next_worker + len(hires) + n, node) for n in range(lacking)]
         refusals.append(_refusal(state, node, lacking))
     return Replacements(tuple(found), tuple(hires), next(filter(None, refusals), ""))
+
+
+def can_start(state: JobState, node: str) -> bool:
+    """Whether a worker can be started on a node, or one starts there already."""
+    there = [state.workers[number].status for number in state.workers.on_node(node)]
+    if WorkerStatus.STARTING in there:
+        return True
+    return free_on(state, node) > 0 and state.failed_starts.get(node, 0) < FAILED_STARTS
+
+
+def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
+    """Nodes where nobody is ready and whose vaults hold what no other node has: somebody must be
+    started there, because a vault is read on its own node only.
+
+    Args:
+        step: committed steps to go on from.
+
+    Returns:
+        A few nodes that together make the memory whole, as far as workers can be started there.
+    """
+    assert state.job is not None, "no job was submitted"
+    ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
+    if not shortage(state, step, frozenset(ready)):
+        return ()
+    left: dict[str, list[Copies]] = {}
+    there, has_counters = set[int](), False
+    for _, node, copies in usable(state):
+        if node not in ready:
+            left.setdefault(node, []).append(copies)
+            continue
+        there.update(*suppliable(copies, step))
+        has_counters = has_counters or has_progress(copies, step)
+    deserted = []
+    for node in sorted(left):
+        brings = set[int]().union(*(units for one in left[node] for units in suppliable(one, step)))
+        counts = not has_counters and any(has_progress(one, step) for one in left[node])
+        if (counts or brings - there) and can_start(state, node):
+            deserted.append(node)
+            there |= brings
+            has_counters = has_counters or counts
+    return tuple(deserted)
 
 
 def decide_early_start(state: JobState) -> Gather | None:

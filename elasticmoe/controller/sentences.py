@@ -31,6 +31,10 @@ def _cure(state: JobState, took: str) -> str:
     if state.form.memory.is_snapshot:
         there = f"the snapshot of step {state.form.step} in memory"
         return f"all went back to {there} and {count} trained on after {took}"
+    moves = state.form.memory.moves
+    if state.rung == "retry" and moves:
+        units = plural(len({unit for unit, _, _ in moves}), "unit")
+        return f"{units} repaired from another home, {count} went on from memory after {took}"
     if state.rung == "replace":
         return f"replaced from {_whose_memory(state)} memory in {took}"
     if state.rung == "failover" and not state.form.newcomers and state.outage is not None:

@@ -20,7 +20,7 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.record import Decided, Entry, Progress, Record
-from elasticmoe.controller.wording import plural
+from elasticmoe.controller.wording import command_failed, plural
 from elasticmoe.messages.events import (
     CheckpointLost,
     CheckpointSealed,
@@ -87,7 +87,7 @@ class Story:
                 why = f"worker {report.worker}: {report.message}"
                 return None if told else _unsaved(report.step, why)
             case CommandFailed():
-                return f"{entry.command} could not be carried out: {entry.reason}"
+                return command_failed(entry)
             case StopAsked():
                 return f"{entry.by} asked to stop"
         return None

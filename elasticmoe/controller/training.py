@@ -85,32 +85,32 @@ def _paced(state: JobState, entry: Progress, new: int) -> Pace:
     for step, at_s in zip(
         range(entry.last_step - new + 1, entry.last_step + 1), entry.arrivals[-new:], strict=False
     ):
-        is_saving = _is_saving(state, step, instructed, pace.eventful_step)
+        is_saving = _is_saving(state, step, pace.eventful_step)
         pace = pace.stepped(at_s, is_saving=is_saving)
         if entry.instructed > instructed:
             pace, instructed = replace(pace, eventful_step=step + 1), entry.instructed
     return pace
 
 
-def _is_saving(state: JobState, step: int, instructed: int, eventful_step: int) -> bool:
-    """Whether a step may be slow because a checkpoint is written or homes are copied."""
+def _is_saving(state: JobState, step: int, eventful_step: int) -> bool:
+    """Whether a step may be slow because a checkpoint is written or homes are copied: what a
+    command asks for is done behind the report of the step at which it took effect."""
     interval = state.spec.checkpoint.interval_steps
     return (
         step % interval == 0
         or (step - 1) % interval == 0
         or step == eventful_step
-        or state.next_command - 1 > instructed
         or bool(state.parts)
         or bool(state.sealing)
     )
 
 
 def look_for_stall(state: JobState) -> LookAgain | None:
-    """When the open step will be late, as far as is known now."""
-    if state.phase is not Phase.TRAINING or state.committed_step >= state.spec.schedule.steps:
+    """When the open step will be late, as far as is known now; none: no step is open."""
+    if not _takes_steps(state):
         return None
     step, pace = state.committed_step + 1, state.pace
-    bound_s = pace.bound_s(is_saving=_is_saving(state, step, state.instructed, pace.eventful_step))
+    bound_s = pace.bound_s(is_saving=_is_saving(state, step, pace.eventful_step))
     return LookAgain(pace.last_s + (UNMEASURED_BOUND_S if bound_s is None else bound_s))
 
 
@@ -118,6 +118,19 @@ def next_look(state: JobState) -> LookAgain | None:
     """When time alone will bring something to decide for a gang that trains."""
     looks = [look for look in (look_for_stall(state), look_for_snapshot(state)) if look]
     return min(looks, key=lambda look: look.at_s, default=None)
+
+
+def _takes_steps(state: JobState) -> bool:
+    """Whether another step must come: also while draining, until the gang has come to its end.
+
+    After a controller's restart it may have come to its end unheard: a step must be heard first.
+    """
+    if state.committed_step >= state.spec.schedule.steps:
+        return False
+    if state.phase is Phase.DRAINING and state.drain is not None:
+        unheard = state.drain.at_s < state.since_s and state.pace.last_s <= state.since_s
+        return state.instructed < state.drain.number and not state.ended and not unheard
+    return state.phase is Phase.TRAINING
 
 
 def time_passed(state: JobState) -> Outcome:
@@ -241,9 +254,12 @@ def decide_draining(
         ending = _decide_ended(state, max(state.ended.values()))
         if ending is not None:
             return ending
+    stalled = _decide_stalled(state)
+    if isinstance(stalled, Break):
+        return decide_stop(state, stalled.reason) if state.stops else stalled
     patience_s = state.since_s + DRAIN_PATIENCE_S
     if state.now_s < patience_s:
-        return LookAgain(patience_s)
+        return LookAgain(patience_s if stalled is None else min(patience_s, stalled.at_s))
     late = f"the gang did not end within {DRAIN_PATIENCE_S:g} s"
     if state.stops:
         return decide_stop(state, late)

@@ -3,6 +3,26 @@
 from collections.abc import Sequence
 
 from elasticmoe.controller.decisions import Casualty
+from elasticmoe.messages.events import CommandFailed
+
+
+def command_failed(event: CommandFailed) -> str | None:
+    """What could not be done; none where it does not matter, or the same is told otherwise.
+
+    >>> command_failed(CommandFailed(1.0, "StartWorkers", "no room", node="b", workers=(3, 4)))
+    'workers 3 and 4 could not be started on node b: no room'
+    >>> command_failed(CommandFailed(1.0, "BreakGeneration", "node b is gone"))
+    """
+    what = {
+        "FormGeneration": f"generation {event.generation} could not be formed",
+        "InstructGang": "the gang could not be told what to do",
+        "SealCheckpoint": "a checkpoint could not be sealed",
+        "DeleteCheckpoint": "an old checkpoint could not be deleted",
+    }.get(event.command)
+    if event.command == "StartWorkers":
+        who = workers_named(event.workers) if event.workers else "workers"
+        what = f"{who} could not be started on node {event.node}"
+    return f"{what}: {event.reason}" if what else None
 
 
 def plural(count: int, word: str) -> str:
@@ -38,14 +58,21 @@ def workers_named(numbers: Sequence[int]) -> str:
     return f"workers {listed(ordered)}"
 
 
+def is_cause(casualty: Casualty) -> bool:
+    """Whether a sign says why a generation is over; who merely lost a peer parks without a code."""
+    return casualty.kind != "parked" or bool(casualty.code)
+
+
 def described(casualties: Sequence[Casualty]) -> str:
     """What happened, causes only: whoever merely lost a peer is not mentioned.
 
     >>> parked = Casualty("parked", 0, "a", "connection closed")
     >>> described([parked, Casualty("died", 3, "a", "killed by signal 9")])
     'worker 3 was killed (signal 9)'
+    >>> described([parked, Casualty("parked", 1, "a", "unit 7 is not as it was", code="corrupted")])
+    'worker 1 found corrupted memory: unit 7 is not as it was'
     """
-    causes = [casualty for casualty in casualties if casualty.kind != "parked"]
+    causes = [casualty for casualty in casualties if is_cause(casualty)]
     if not causes:
         first = casualties[0]
         return f"communication failed with everybody alive (worker {first.worker}: {first.text})"
@@ -71,6 +98,8 @@ def _cause(kind: str, text: str, node: str, step: int, numbers: list[int]) -> st
         return f"{who} {were} killed (signal {text.removeprefix('killed by signal ')})"
     if kind == "died":
         return f"{who} died ({text})"
+    if kind == "parked":
+        return f"{who} found corrupted memory: {text}"
     if kind == "silent":
         return f"{who} fell silent ({text}) and {were} killed"
     return f"{who} {text}"

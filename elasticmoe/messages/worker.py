@@ -172,6 +172,8 @@ class WorkerParked:
     reason: str
     copies: Copies | None = None
     """What is in its vault now; none if it has none yet."""
+    code: str = ""
+    """Of what it found: `corrupted`; empty: it lost a peer, or was told."""
 
 
 @dataclass(frozen=True, slots=True)

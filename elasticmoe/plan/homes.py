@@ -54,8 +54,9 @@ def prefer_copies(holders: Holders, numel_U: IntArray, present: Present) -> tupl
     for held, units in groupby(range(len(holders)), key=holders.__getitem__):
         everyone = frozenset(held)
         for unit in units:
-            with_copy = [position for position in present.get(unit, ()) if position in everyone]
-            missing += 0 if with_copy else int(numel_U[unit])
+            with_copy = everyone.intersection(present.get(unit, ()))
+            if not with_copy:
+                missing += int(numel_U[unit])
             found.append(tuple(sorted(with_copy)) or held)
     return found, missing
 
@@ -84,9 +85,14 @@ def keep_homes(
     for unit, primary in enumerate(primaries):
         load[primary] += numel[unit]
     homes = [[primary] for primary in primaries]
+    mirrors = [
+        [position for position in present.get(unit, ()) if position != primary]
+        for unit, primary in enumerate(primaries)
+    ]
+    if redundancy == 2 and max(map(len, mirrors), default=0) <= 1:  # there is nothing to choose
+        return tuple((primary, *left) for primary, left in zip(primaries, mirrors, strict=True))
     for unit in np.argsort(-numel_U, kind="stable").tolist():
-        chosen = homes[unit]
-        left = [position for position in present.get(unit, ()) if position != chosen[0]]
+        chosen, left = homes[unit], mirrors[unit]
         while left and len(chosen) < redundancy:
             home = left[0] if len(left) == 1 else _best_mirror(members, chosen, left, load)
             left.remove(home)
@@ -163,7 +169,11 @@ def _plan_primaries(candidates: Holders, numel_U: IntArray, num_members: int) ->
     numel = numel_U.tolist()
     load = [0] * num_members
     primaries = [0] * len(candidates)
-    for held, units in groupby(order, key=candidates.__getitem__):
+    num_settled = int((num_candidates_U == 1).sum())
+    for unit in order[:num_settled]:  # there is nothing to choose
+        primaries[unit] = primary = candidates[unit][0]
+        load[primary] += numel[unit]
+    for held, units in groupby(order[num_settled:], key=candidates.__getitem__):
         # A heap serves a run of units with the same candidates: nobody else changes their loads.
         heap = [(load[member], member) for member in held]
         heapify(heap)

@@ -36,26 +36,16 @@ def keep_members(
         Per stage positions in `members`, ascending.
     """
     assert sum(sizes) == len(members)
-    brings: dict[tuple[int, int], list[int]] = {}
-    missing: dict[int, int] = {}
-    for unit, positions in present.items():
-        stage = stage_of_block[inventory.units[unit].block]
-        missing[unit] = inventory.units[unit].numel
-        for position in positions:
-            brings.setdefault((stage, position), []).append(unit)
+    gains = _Gains(stage_of_block, inventory, present)
     seats = _Seats(members, sizes)
 
     def entry(stage: int, position: int) -> tuple[float, int, int, int, int]:
         # Among equals those first that nobody can stand in for, where there are seats to spare.
-        gain = alone = 0
-        for unit in brings[stage, position]:
-            numel = missing.get(unit, 0)
-            gain += numel
-            alone += numel if len(present[unit]) == 1 else 0
+        gain, alone = gains.left[stage, position]
         favour = TOGETHER if seats.has_mate(stage, position) else 1.0
         return -favour * gain, -alone, -seats.room(stage), stage, position
 
-    queue = [entry(*pair) for pair in brings]
+    queue = [entry(*pair) for pair in gains.left]
     heapify(queue)
     while queue:
         # An entry may be too good by now, never too bad: mates are queued again.
@@ -71,10 +61,9 @@ def keep_members(
         is_first = not seats.has_mate(stage, position)
         seats.take(stage, position)
         mates = seats.free_mates(position) if is_first else []
-        for unit in brings[stage, position]:
-            missing.pop(unit, None)
+        gains.take(stage, position)
         for mate in mates:
-            if (stage, mate) in brings:
+            if (stage, mate) in gains.left:
                 heappush(queue, entry(stage, mate))
     seats.fill()
     return tuple(tuple(sorted(seated)) for seated in seats.seated)
@@ -115,6 +104,41 @@ def keep_slots(
         if left and len(held[worker]) == least:
             held[worker].append(left.pop())
     return tuple(tuple(sorted(experts)) for experts in held)
+
+
+class _Gains:
+    """What each worker would bring each stage of what nobody seated there has a copy of."""
+
+    def __init__(
+        self, stage_of_block: Mapping[int, int], inventory: Inventory, present: Present
+    ) -> None:
+        self.left: dict[tuple[int, int], list[int]] = {}
+        """(stage, position) -> elements, and those of them that nobody else has."""
+        self._present, self._units = present, inventory.units
+        self._brings: dict[tuple[int, int], list[int]] = {}
+        self._missing = set(present)
+        for unit, positions in present.items():
+            stage, numel = stage_of_block[inventory.units[unit].block], inventory.units[unit].numel
+            alone = numel if len(positions) == 1 else 0
+            for position in positions:
+                pair = stage, position
+                if pair not in self.left:
+                    self.left[pair], self._brings[pair] = [0, 0], []
+                left = self.left[pair]
+                left[0] += numel
+                left[1] += alone
+                self._brings[pair].append(unit)
+
+    def take(self, stage: int, position: int) -> None:
+        """A worker is seated: what it has, the stage lacks no more."""
+        for unit in self._brings[stage, position]:
+            if unit in self._missing:
+                self._missing.discard(unit)
+                positions, numel = self._present[unit], self._units[unit].numel
+                for other in positions:
+                    left = self.left[stage, other]
+                    left[0] -= numel
+                    left[1] -= numel if len(positions) == 1 else 0
 
 
 class _Seats:

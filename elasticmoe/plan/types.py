@@ -7,7 +7,7 @@ does what in one generation; it depends on the inventory, the job and the member
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any, Final, Literal, Self
@@ -195,16 +195,28 @@ class Plan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` is its inverse."""
+        """Plain data as it comes back from JSON text; `from_json` is its inverse."""
         return {
             "members": [
                 {"worker": member.worker, "node": member.node, "domain": member.domain}
                 for member in self.members
             ],
-            "stages": [asdict(stage) for stage in self.stages],
-            "slots": {str(block): slots for block, slots in self.slots.items()},
-            # Not asdict, which copies: there may be 10^5 units and 10^4 members.
-            "homes": self.homes,
+            "stages": [
+                {
+                    "first_layer": stage.first_layer,
+                    "end_layer": stage.end_layer,
+                    "members": list(stage.members),
+                    "blocks": list(stage.blocks),
+                    "samples": [list(samples) for samples in stage.samples],
+                    "timetable": [{"kind": op.kind, "wave": op.wave} for op in stage.timetable],
+                }
+                for stage in self.stages
+            ],
+            "slots": {
+                str(block): [list(experts) for experts in slots]
+                for block, slots in self.slots.items()
+            },
+            "homes": [list(homes) for homes in self.homes],
             "num_waves": self.num_waves,
             "wave_samples": self.wave_samples,
         }

@@ -7,9 +7,16 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
+from elasticmoe.errors import ElasticMoEError
 from elasticmoe.plan.types import Unit
 from elasticmoe.runtime.memory import State
 from elasticmoe.spec.job import OptimizerSpec, ScheduleSpec
+
+
+class CorruptedError(ElasticMoEError):
+    """Units of this member are not what they should be: memory or arithmetic failed silently."""
+
+    code = "corrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,19 @@ def apply_update(
         vault.stamps_U2[unit.index, 1] = update.step + 1
         vault.set_undo(-1)
     return tuple(corrupted)
+
+
+def refuse_corrupted(units: tuple[int, ...]) -> None:
+    """Stop here if an update found corrupted units; they are torn, so that others supply them.
+
+    Raises:
+        CorruptedError: there are some.
+    """
+    if units:
+        raise CorruptedError(
+            f"unit {units[0]} ({len(units)} in all) did not match the hash recorded after its last "
+            "update: memory of this machine was corrupted"
+        )
 
 
 def restamp(state: State, units: Iterable[Unit], step: int) -> None:

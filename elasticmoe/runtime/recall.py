@@ -11,7 +11,14 @@ from elasticmoe.messages.worker import FromMemory
 from elasticmoe.runtime.groups import Group
 from elasticmoe.runtime.memory import Homes, State
 from elasticmoe.runtime.moves import NotWholeError, is_whole, move_units
-from elasticmoe.runtime.optimizer import Update, apply_update, learning_rate, restamp, undo_torn
+from elasticmoe.runtime.optimizer import (
+    Update,
+    apply_update,
+    learning_rate,
+    refuse_corrupted,
+    restamp,
+    undo_torn,
+)
 from elasticmoe.runtime.progress import Progress
 from elasticmoe.runtime.snapshots import rebuild_units, restore_snapshot
 from elasticmoe.spec.job import JobSpec
@@ -40,6 +47,8 @@ def recall(
 
     Raises:
         GangBrokenError: the generation ended first; what is whole stays whole.
+        CorruptedError: a unit here is not as it was left. It is torn from now on: whoever asks what
+            is here hears of it, and another home supplies it next time.
         NotWholeError: a unit is not there.
     """
     step = recalled.memory.step
@@ -47,9 +56,11 @@ def recall(
     for state in sources:
         if recalled.memory.is_snapshot:
             restore_snapshot(state, step, like)
-        else:
-            undo_torn(state)
-            roll_forward(job, state, step, like)
+            continue
+        undo_torn(state)
+        corrupted = roll_forward(job, state, step, like)
+        if state is homes.state:  # only what is in a member's own vault can be reported as torn
+            refuse_corrupted(corrupted)
     homes.vault.settle()  # units that come in now are prepared for nothing
     _take_from_adopted(homes, recalled.adopted, step)
     progress = _share_progress(sources, step, world, recalled.memory.progress_from, like)
@@ -69,11 +80,15 @@ def recall(
     return progress
 
 
-def roll_forward(job: JobSpec, state: State, step: int, like: Tensor) -> None:
-    """Apply what the vault is prepared for, if it leads to `step`. Doing it twice is harmless."""
+def roll_forward(job: JobSpec, state: State, step: int, like: Tensor) -> tuple[int, ...]:
+    """Apply what the vault is prepared for, if it leads to `step`. Doing it twice is harmless.
+
+    Returns:
+        Units that turned out to be corrupted, and are torn now.
+    """
     vault = state.vault
     if step == 0 or vault.prepared != step:  # 0: nothing is prepared
-        return
+        return ()
     before = Progress.kept(vault, step - 1, like)
     after = Progress.kept(vault, step, like)
     if after is None and before is not None:
@@ -81,17 +96,19 @@ def roll_forward(job: JobSpec, state: State, step: int, like: Tensor) -> None:
             job, vault.counts_LE, vault.prepared_loss, is_finite=vault.prepared_is_finite
         )
     if after is None:
-        return  # never happens: progress moves forward one slot at a time
+        return ()  # never happens: progress moves forward one slot at a time
     behind = np.flatnonzero(vault.steps_U() == step - 1)
     units = [state.inventory.units[index] for index in behind]
+    corrupted: tuple[int, ...] = ()
     if vault.prepared_is_finite:
         rate = learning_rate(step - 1, job.optimizer, job.schedule)
-        apply_update(
+        corrupted = apply_update(
             state, units, job.optimizer, Update(step, after.updates, rate), alone=set(behind)
         )
     else:
         restamp(state, units, step)
     after.save(vault)
+    return corrupted
 
 
 def _take_from_adopted(homes: Homes, adopted: Sequence[State], step: int) -> None:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from elasticmoe.errors import ElasticMoEError
 from elasticmoe.model.wave import StageOutput, Wave
 from elasticmoe.runtime.gang import Gang, Stopwatch
-from elasticmoe.runtime.optimizer import Update, apply_update, learning_rate, restamp
+from elasticmoe.runtime.optimizer import (
+    CorruptedError,
+    Update,
+    apply_update,
+    learning_rate,
+    refuse_corrupted,
+    restamp,
+)
 from elasticmoe.runtime.record import StepResult, layer_metrics
-
-
-class CorruptedError(ElasticMoEError):
-    """Units of this member are not what they should be: memory or arithmetic failed silently."""
-
-    code = "corrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +138,7 @@ def apply(gang: Gang, result: StepResult) -> float:
     gang.progress.save(homes.vault)
     gang.publish()  # if this fails, the other homes stay prepared, and are rolled forward later
     bad += apply_update(homes.state, homes.mirrors, job.optimizer, update)
-    if bad:
-        raise CorruptedError(
-            f"unit {bad[0]} ({len(bad)} in all) did not match the hash recorded after its last "
-            "update: memory of this machine was corrupted"
-        )
+    refuse_corrupted(bad)
     return rate
 
 

@@ -38,10 +38,10 @@ from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Rendezvous
 from elasticmoe.runtime.mailbox import Current, Mailbox, name_thread
 from elasticmoe.runtime.memory import State
+from elasticmoe.runtime.optimizer import CorruptedError
 from elasticmoe.runtime.recall import Recall
 from elasticmoe.runtime.step import (
     CommittedStep,
-    CorruptedError,
     compare_homes,
     step_metrics,
     train_step,
@@ -138,9 +138,11 @@ class Service:
             try:
                 self._take_part(form, current)
             except (GangBrokenError, CorruptedError) as error:
-                reason, step = str(error), self._mailbox.step
-                parked = WorkerParked(form.generation, self._worker, step, reason, self._copies())
-                self._mailbox.send(parked)
+                code = error.code if isinstance(error, CorruptedError) else ""
+                step, copies = self._mailbox.step, self._copies()
+                self._mailbox.send(
+                    WorkerParked(form.generation, self._worker, step, str(error), copies, code)
+                )
 
     def _take_part(self, form: FormGang, current: Current) -> None:
         gang = self._join(form, current)

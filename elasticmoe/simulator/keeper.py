@@ -41,6 +41,7 @@ class Keeper:
         soon: Callable[[Callable[[], None]], None],
         crashed: Callable[[], None],
         watcher: Watcher,
+        clock: Callable[[], float],
     ) -> None:
         """
         Args:
@@ -48,7 +49,9 @@ class Keeper:
             soon: has the next event taken in, a little later.
             crashed: is told when the controller has died.
             watcher: is shown everything.
+            clock: what time it is.
         """
+        self._clock = clock
         self.act, self._soon, self._crashed, self._watcher = act, soon, crashed, watcher
         self.records: list[Record] = []
         self.state = JobState()
@@ -119,7 +122,7 @@ class Keeper:
         number, event = self._inbox.popleft()
         before = self.state
         began_s = self.stopwatch() if self.stopwatch else 0.0
-        self.state, commands = advance(before, event)
+        self.state, commands = advance(before, event, self._clock())
         if self.stopwatch and not isinstance(event, JobSubmitted):
             took_s = self.stopwatch() - began_s
             if took_s > self.slowest_s:

@@ -107,6 +107,7 @@ class World:
             lambda action: self.at(costs.decide_s, action),
             self._controller_died,
             truth,
+            lambda: self.now_s,
         )
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0

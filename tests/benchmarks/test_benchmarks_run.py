@@ -55,6 +55,14 @@ def test_checkpoint_ends_with_its_figure() -> None:
     assert "excess_vs_dcp_async" in json.loads(lines[-1])
 
 
+def test_decision_ends_with_its_figures() -> None:
+    lines = run("decision.py", "--quick", "--rounds=1")
+
+    found = json.loads(lines[-1])
+    assert set(found) == {"decision_replace_s", "decision_failover_s"}
+    assert all(0 < seconds < 10 for seconds in found.values())
+
+
 @pytest.mark.ray
 def test_watching_ends_with_its_figure() -> None:
     lines = run("watching.py", "--quick")

@@ -112,6 +112,8 @@ class Gang:
         self.actions: list[tuple[int, str, Plan | None]] = []
         self.agreed: list[tuple[int, str, Plan | None]] = []
         self.instructed = command.first_command - 1
+        self.found: dict[int, str] = {}
+        """Worker -> what it found wrong with its memory."""
 
     def begin(self) -> None:
         """Members are told, open their memory, get what they lack, report, and train."""
@@ -339,7 +341,7 @@ class Gang:
             files = [{"path": f"{step}/{worker}"}]
             part = CheckpointPart(self.generation, worker, step, files, {"step": step})
             still = lambda: not self.broken or self.ended  # noqa: E731
-            self.world.report(PART_S, worker, part, still)
+            self.world.report(self.world.part_s, worker, part, still)
 
     def _end(self, step: int) -> None:
         if self.command.memory is not None and step == self.command.memory.step:
@@ -359,4 +361,6 @@ class Gang:
         if vault is not None and vault.voted == vault.step + 1:
             vault.apply(1)  # past the vote the update runs to its end
         copies = vault.copies(worker) if vault is not None and worker in self.opened else None
-        self.world.report(0, worker, WorkerParked(self.generation, worker, 0, reason, copies))
+        code = "corrupted" if worker in self.found else ""
+        reason = self.found.get(worker, reason)
+        self.world.report(0, worker, WorkerParked(self.generation, worker, 0, reason, copies, code))

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from fake_gang import Gang, Vault
+from fake_gang import PART_S, Gang, Vault
 from fake_job import small_inventory, small_job
 
 from elasticmoe.controller.history import check_history
 from elasticmoe.controller.machine import advance, glance, outstanding, replay
-from elasticmoe.controller.record import Decided, Record, as_progress
+from elasticmoe.controller.record import Decided, Progress, Record, as_progress
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.commands import (
     BreakGeneration,
@@ -91,6 +91,8 @@ class World:
     on_event: Callable[[Event], None] | None = None
     seals_work: bool = True
     seal_s: float = SEAL_S
+    part_s: float = PART_S
+    """From a step's end to the report that a member's part of its checkpoint is durable."""
     starts_die: bool = False
     fails_at: dict[int, str] = field(default_factory=dict)
     """Step -> error code that member 0 ends with, every time."""
@@ -151,9 +153,15 @@ class World:
         if isinstance(event, Reported) and isinstance(event.report, StepDone):
             self.on_step.pop(event.report.step, lambda: None)()
 
-    def restart_controller(self) -> None:
-        """Lose the controller; another one reads the journal and begins a term."""
+    def restart_controller(self, *, forgets: bool = False) -> None:
+        """Lose the controller; another one reads the journal and begins a term.
+
+        Args:
+            forgets: it had not written down the progress that it heard last.
+        """
         self.fired.append("restart")
+        while forgets and isinstance(self.records[-1].body, Progress):
+            self.records.pop()
         self.state = replay(self.records)
         for command in outstanding(self.state):
             self.carry_out(command)
@@ -214,6 +222,11 @@ class World:
         for worker in [worker for worker, vault in self.vaults.items() if vault.node == node]:
             del self.vaults[worker]
         self.at(DEATH_S, NodeLost(0, node, "agent does not answer"))
+
+    def lose_node_of(self, worker: int) -> None:
+        """End the node that a worker runs on, unless it is the last one."""
+        if len(self.nodes) > 1:
+            self.lose_node(self.alive.get(worker, ""))
 
     def _break(self, worker: int, reason: str) -> None:
         gang = self.gang

@@ -4,7 +4,7 @@ from fake_job import small_job
 from fake_world import World, assert_sound, decisions
 from survival import NO_REPLACE, done, last_sentence, plans, rungs
 
-from elasticmoe.controller.decisions import Fence, Form
+from elasticmoe.controller.decisions import Fence, Form, Gather, Recover
 from elasticmoe.controller.machine import outstanding
 from elasticmoe.controller.phases import Phase
 from elasticmoe.messages.commands import InstructGang
@@ -64,6 +64,46 @@ def test_survivors_read_a_vault_that_only_the_dead_had() -> None:
 
     assert rungs(world) == ["failover"]
     assert decisions(world, Form)[-1].memory.adopted == ((1, 3),)
+
+
+def lose_both_homes_of_a_unit(world: World) -> None:
+    """One with its node; of the other only the process, so that its memory is left alone."""
+    plan = world.state.plan
+    assert plan is not None
+    kept, gone = (plan.members[home] for home in plan.homes[0])
+    world.lose_node(gone.node)
+    world.kill(kept.worker)
+
+
+def test_somebody_is_started_to_read_memory_on_a_node_where_nobody_is_left() -> None:
+    world = World(nodes={"a": 1, "b": 1, "c": 1, "d": 1})
+    world.at_point("begun", 13, lambda _: lose_both_homes_of_a_unit(world))
+
+    done(world)
+
+    assert [fired.split()[0] for fired in world.fired] == ["lose", "kill"]
+    assert rungs(world) == ["failover"]
+    reader = decisions(world, Gather)[-1]
+    dead = int(world.fired[1].split()[1])
+    assert "nobody is left on node" in reader.reason
+    assert decisions(world, Form)[-1].memory.heirs == ((reader.hires[0][0], dead),)
+    assert len(world.state.members) == 3
+
+
+def test_memory_is_given_up_where_nobody_can_be_started_to_read_it() -> None:
+    world = World(nodes={"a": 1, "b": 1, "c": 1, "d": 1})
+    world.at_point("begun", 13, lambda _: lose_both_homes_of_a_unit(world))
+    world.on_step[12] = lambda: setattr(world, "starts_die", True)
+    world.submit()
+
+    world.run(until=lambda: "checkpoint" in rungs(world))
+    world.starts_die = False
+    world.run()
+
+    assert rungs(world) == ["failover", "failover", "checkpoint"]
+    assert "no whole copy of unit" in "; ".join(decisions(world, Recover)[-1].passed_over)
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
 
 
 def test_protection_that_is_being_restored_is_asked_for_again_by_the_next_controller() -> None:

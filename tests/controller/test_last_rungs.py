@@ -2,9 +2,9 @@
 
 from fake_job import small_job
 from fake_world import World, assert_sound, decisions
-from survival import NO_REPLACE, done, rungs
+from survival import NO_REPLACE, done, last_sentence, rungs
 
-from elasticmoe.controller.decisions import GiveUp, Recover, Wait
+from elasticmoe.controller.decisions import Form, GiveUp, Recover, Wait
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.record import Decided
 
@@ -64,6 +64,34 @@ def test_memory_that_is_not_what_it_should_be_leads_to_the_checkpoint() -> None:
     assert rungs(world) == ["replace", "checkpoint"]
     assert world.state.phase is Phase.DONE
     assert_sound(world)
+
+
+def test_memory_found_corrupted_while_it_is_rolled_forward_comes_from_another_home() -> None:
+    world = World()
+    world.at_point("half", 13, lambda _: world.kill(3))
+    spoiled: list[int] = []
+
+    def spoil(_: int) -> None:
+        unit = next(unit for unit, at in world.vaults[1].units.items() if at == 13)
+        world.vaults[1].torn.add(unit)
+        spoiled.append(unit)
+        assert world.gang is not None
+        world.gang.found[1] = f"unit {unit} did not match its hash"
+        world.gang.break_up("a member has left")
+
+    world.at_point("opened", 13, spoil)
+
+    done(world)
+
+    assert len(spoiled) == 1
+    assert rungs(world) == ["replace", "retry"]
+    assert decisions(world, Recover)[1].reason.startswith(
+        f"worker 1 found corrupted memory: unit {spoiled[0]} did not match its hash; the same 4"
+    )
+    moved = {unit for unit, _, _ in decisions(world, Form)[-1].memory.moves}
+    assert set(spoiled) < moved  # the dead worker left a torn unit too
+    assert "2 units repaired from another home, 4 workers went on" in last_sentence(world)
+    assert "everybody alive" not in last_sentence(world)
 
 
 def test_workers_that_do_not_start_on_a_node_lead_to_a_failover() -> None:

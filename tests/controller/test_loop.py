@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import pytest
@@ -122,8 +122,8 @@ class Agent:
     async def post(self, event) -> None:
         await self.controller.post(replace(event, at_s=self.now_s))
 
-    async def begin(self) -> Controller:
-        self.controller = Controller(self.journal, self)
+    async def begin(self, clock: Callable[[], float] | None = None) -> Controller:
+        self.controller = Controller(self.journal, self, clock or (lambda: self.now_s))
         if not self.journal.records:
             spec, inventory = JOB.model_dump(mode="json"), asdict(small_inventory(JOB))
             await self.post(JobSubmitted(0, spec, inventory, []))
@@ -257,6 +257,26 @@ def test_a_timer_is_written_down_only_if_it_matters() -> None:
     assert sum(isinstance(record.body, TimePassed) for record in late.records) == 1
     assert replay(early.records) == waiting.state
     assert replay(late.records) == begun.state
+
+
+def test_what_is_decided_behind_a_backlog_bears_the_time_at_which_it_is_done() -> None:
+    async def decide_late() -> ListJournal:
+        agent = StillAgent(ListJournal())
+        controller = await agent.begin(clock=lambda: 50.0)
+        await agent.post(NodeUp(0, "a", "a", "host", 2, 1))
+        running = asyncio.ensure_future(controller.run())
+        while not agent.commands:
+            await asyncio.sleep(0)
+        running.cancel()
+        assert replay(agent.journal.records) == controller.state
+        return agent.journal
+
+    journal = asyncio.run(decide_late())
+
+    bodies = [record.body for record in journal.records]
+    (decided,) = [body for body in bodies if isinstance(body, Decided)]
+    assert decided.decision.at_s == 50.0
+    assert [body.at_s for body in bodies if isinstance(body, NodeUp)] == [0.0]
 
 
 def test_a_controller_that_starts_again_repeats_what_was_begun() -> None:

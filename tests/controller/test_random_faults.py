@@ -1,5 +1,6 @@
 """Whatever happens in whatever order, the promises hold."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -42,10 +43,13 @@ from elasticmoe.messages.worker import (
 FAULTS = (
     *("kill",) * 3,
     *("kill at",) * 6,
+    *("lose at",) * 2,
     *("cut", "lose", "add", "stick", "stop", "hang", "undecided", "undone", "ask"),
 )
 POINTS = ("begun", "prepared", "voted", "half", "applied", "told", "opened", "moved", "joined")
 RUNGS = ("retry", "replace", "failover")
+SHAPES = ((2, 2), (2, 2), (1, 1, 1, 1), (3, 1), (2, 1, 1))
+"""Workers that fit on each node."""
 
 
 @st.composite
@@ -61,7 +65,9 @@ def inject(world: World, kind: str, which: int) -> None:
         case "kill" if alive:
             world.kill(alive[which % len(alive)])
         case "kill at":
-            kill_at(world, POINTS[which % len(POINTS)], which // len(POINTS))
+            strike_at(world, POINTS[which % len(POINTS)], which // len(POINTS), world.kill)
+        case "lose at":
+            strike_at(world, POINTS[which % len(POINTS)], which // len(POINTS), world.lose_node_of)
         case "cut":
             world.cut()
         case "lose" if len(world.nodes) > 1:
@@ -80,15 +86,15 @@ def inject(world: World, kind: str, which: int) -> None:
             world.at(0, CheckpointAsked(0))
 
 
-def kill_at(world: World, point: str, nth: int) -> None:
-    """Kill whoever comes to a point of the protocol next, after so many others."""
+def strike_at(world: World, point: str, nth: int, strike: Callable[[int], None]) -> None:
+    """Strike whoever comes to a point of the protocol next, after so many others."""
     left = [nth]
 
     def look(name: str, step: int, worker: int) -> None:
         if name == point and left[0] >= 0:
             left[0] -= 1
             if left[0] < 0:
-                world.kill(worker)
+                strike(worker)
 
     before = world.on_point
 
@@ -138,6 +144,7 @@ def disturb(world: World, faults: list[tuple[int, str, int]]) -> Watch:
     st.sets(st.sampled_from(RUNGS), max_size=2),
     st.sampled_from([0.0, 0.0, 0.05, 0.3]),
     st.dictionaries(st.integers(0, 3), st.floats(0, 0.5), max_size=1),
+    st.sampled_from(SHAPES),
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_faults_break_no_promise(
@@ -146,6 +153,7 @@ def test_random_faults_break_no_promise(
     skip: set[str],
     report_s: float,
     formed_late_s: dict[int, float],
+    shape: tuple[int, ...],
 ) -> None:
     protection = {
         "max_restarts": 100,
@@ -154,7 +162,8 @@ def test_random_faults_break_no_promise(
         "skip_rungs": sorted(skip),
     }
     job = small_job(protection=protection)
-    world = World(job=job, report_s=report_s, formed_late_s=formed_late_s)
+    nodes = dict(zip("abcd", shape, strict=False))
+    world = World(job=job, nodes=nodes, report_s=report_s, formed_late_s=formed_late_s)
 
     watch = disturb(world, faults)
 

@@ -5,9 +5,10 @@ from fake_job import small_job
 from fake_world import World, assert_sound, decisions
 from survival import done, last_sentence, rungs
 
-from elasticmoe.controller.decisions import Break, Fence
+from elasticmoe.controller.decisions import Break, Drain, Fence, Stop
+from elasticmoe.controller.phases import Phase
 from elasticmoe.messages.commands import KillWorkers
-from elasticmoe.messages.events import TimePassed
+from elasticmoe.messages.events import StopAsked, TimePassed
 
 
 def test_a_stopped_worker_is_killed_at_once_and_replaced() -> None:
@@ -86,3 +87,67 @@ def test_timers_that_watch_the_pace_leave_no_record() -> None:
 
     timers = [one for one in world.records if isinstance(one.body, TimePassed)]
     assert timers == []
+
+
+def test_a_worker_that_loops_while_the_gang_comes_to_its_end_is_found_by_the_same_bound() -> None:
+    world = World(nodes={"a": 2}, job=small_job(workers={"settle_s": 0.2}))
+    world.on_step[8] = lambda: world.add_node("b", 2)
+    world.submit()
+    world.run(until=lambda: world.state.phase is Phase.DRAINING)
+    world.hang(1)
+
+    world.run()
+
+    assert world.fired == ["add b", "hang 1"]
+    (drain, *_) = decisions(world, Drain)
+    (broken,) = decisions(world, Break)
+    assert drain.purpose == "grow"
+    assert "no step for" in broken.reason
+    assert broken.at_s - drain.at_s < 1.0
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)
+
+
+def test_a_stop_is_not_held_up_by_a_worker_that_loops() -> None:
+    world = World()
+    world.on_step[12] = lambda: world.at(0, StopAsked(0, "you"))
+    world.at_point("begun", 13, lambda _: world.hang(2))
+    world.submit()
+
+    world.run()
+
+    assert world.fired == ["hang 2"]
+    (drain,) = decisions(world, Drain)
+    (stop,) = decisions(world, Stop)
+    assert "no step for" in stop.reason
+    assert stop.at_s - drain.at_s < 1.0
+    assert_sound(world)
+
+
+def test_a_last_checkpoint_that_takes_long_is_no_stall() -> None:
+    world = World(seal_s=5.0)
+    world.on_step[12] = lambda: world.at(0, StopAsked(0, "you"))
+    world.submit()
+
+    world.run()
+
+    assert decisions(world, Break) == []
+    assert world.state.newest is not None
+    assert world.state.newest.step == 13
+    assert_sound(world)
+
+
+def test_after_a_restart_a_gang_at_its_end_is_not_taken_for_a_stalled_one() -> None:
+    world = World(part_s=5.0, job=small_job(checkpoint={"interval_steps": 30}))
+    world.on_step[12] = lambda: world.at(0, StopAsked(0, "you"))
+    world.submit()
+    world.run(until=lambda: world.state.instructed > 0)
+    world.restart_controller(forgets=True)
+
+    world.run()
+
+    assert world.fired == ["restart"]
+    assert decisions(world, Break) == []
+    assert world.state.newest is not None
+    assert world.state.newest.step == 13

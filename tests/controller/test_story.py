@@ -6,7 +6,7 @@ from fake_world import World
 from elasticmoe.controller.record import Record
 from elasticmoe.controller.story import Story, story
 from elasticmoe.controller.summary import summary
-from elasticmoe.messages.events import NodeUp, Reported, StopAsked, TermBegan
+from elasticmoe.messages.events import CommandFailed, NodeUp, Reported, StopAsked, TermBegan
 from elasticmoe.messages.worker import CheckpointFailed
 
 
@@ -97,6 +97,23 @@ def test_every_line_carries_the_seconds_since_the_submission() -> None:
     times = [float(line.split()[0]) for line in lines]
     assert times == sorted(times)
     assert times[-1] > 3.0
+
+
+def test_what_could_not_be_done_is_said_plainly_or_not_at_all() -> None:
+    teller = Story()
+    failed = [
+        CommandFailed(1.0, "BreakGeneration", "node b has no agent", 3, "b"),
+        CommandFailed(1.0, "KillWorkers", "node b has no agent", 0, "b"),
+        CommandFailed(2.0, "StartWorkers", "no room", 0, "b", (3, 4)),
+        CommandFailed(3.0, "FormGeneration", "node b has no agent", 3, "b"),
+    ]
+
+    sentences = [teller.tell(Record(n, event)) for n, event in enumerate(failed)]
+
+    assert [sentence.text for sentence in sentences if sentence] == [
+        "workers 3 and 4 could not be started on node b: no room",
+        "generation 3 could not be formed: node b has no agent",
+    ]
 
 
 def test_what_was_told_is_not_told_again() -> None:

@@ -106,8 +106,8 @@ class Crew:
         self._go_on(self.plan, copies, settled, position)
         return settled
 
-    def replace(self, *dead: int) -> Settled:
-        """New processes take over the vaults of the dead."""
+    def replace(self, *dead: int, forms: bool = True) -> Settled:
+        """New processes take over the vaults of the dead; `forms`: and the gang forms."""
         copies = self.inventory_of_copies(dead)
         settled = settle_step(copies, self.committed)
         assert settled is not None
@@ -118,7 +118,7 @@ class Crew:
             self.workers[member] = heir
             self.numbers += 1
         position = {copy.worker: member for member, copy in enumerate(copies)}
-        self._go_on(self.plan, copies, settled, position)
+        self._go_on(self.plan, copies, settled, position, forms=forms)
         return settled
 
     def fail_over(self, *dead: int, keep_vaults: bool = False) -> Settled:
@@ -182,6 +182,8 @@ class Crew:
         settled: Settled,
         position: dict[int, int],
         adopted: list[Worker] | None = None,
+        *,
+        forms: bool = True,
     ) -> None:
         step = settled.step
         sources = {
@@ -194,7 +196,7 @@ class Crew:
         self.committed = step
         extra = tuple((w.number, w.vault_path) for w in adopted or [])
         form(plan, self.workers, self.generation, memory, adopted=extra)
-        for worker in self.workers:
+        for worker in self.workers if forms else ():
             assert worker.next(GangFormed).step == step + 1
 
     def finish(self, step: int, command: int = 1) -> State:

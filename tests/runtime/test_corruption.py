@@ -61,8 +61,51 @@ def test_a_flipped_bit_is_found_and_repaired_from_the_other_home(
     parked = crew.workers[1].next(WorkerParked)
 
     assert f"unit {unit} " in parked.reason
+    assert parked.code == "corrupted"
     assert parked.copies is not None
     assert parked.copies.torn == (unit,)
+    crew.go_on_after([None, parked.copies])
+    state = crew.finish(crew.committed + 3)
+    expected = undisturbed(job, plan, crew.committed, crews)
+    assert all(np.array_equal(state[one], expected[one]) for one in expected)
+
+
+def stop_prepared(crew: Crew) -> Vault:
+    """Stop member 1 where both are prepared for the next step, and it has applied nothing."""
+    stopped, other = crew.workers[1], Vault(crew.workers[0].vault)
+    while True:
+        vault = stop_outside_of_an_update(stopped)
+        for _ in range(20):  # the other may be on its way
+            if vault.prepared == other.prepared == vault.step + 1:
+                return vault
+            time.sleep(0.001)
+        os.kill(stopped.pid, signal.SIGCONT)
+        time.sleep(0.002)
+
+
+def test_a_bit_that_flips_before_a_step_is_rolled_forward_is_found_and_repaired(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    job = make_job(tmp_path, "fp32")
+    plan = plan_for(job, 2)
+    crew = Crew(job, plan)
+    crews.append(crew)
+    crew.train(3)
+    vault = stop_prepared(crew)
+    bits = vault.array(np.int32, (vault.layout.numel,), vault.layout.tensors[0])
+    before = int(bits[3])
+    bits[3] ^= 1 << 20
+    assert int(bits[3]) != before  # the fault fired
+    crew.kill(1)
+
+    settled = crew.replace(1, forms=False)
+    parked = crew.workers[1].next(WorkerParked)
+
+    assert settled.commits_open_step  # so that something is rolled forward
+    assert (parked.generation, parked.code) == (2, "corrupted")
+    assert "unit 0 " in parked.reason
+    assert parked.copies is not None
+    assert parked.copies.torn == (0,)
     crew.go_on_after([None, parked.copies])
     state = crew.finish(crew.committed + 3)
     expected = undisturbed(job, plan, crew.committed, crews)

@@ -55,8 +55,8 @@ def _tamper(
 ) -> None:
     honest = keeper.advance
 
-    def changed(state: Any, event: Any) -> Any:
-        after, commands = honest(state, event)
+    def changed(state: Any, event: Any, now_s: float) -> Any:
+        after, commands = honest(state, event, now_s)
         tampered: list[Command] = [
             change(one) if isinstance(one, FormGeneration) and one.memory else one
             for one in commands
@@ -98,9 +98,9 @@ def test_a_unit_without_a_home_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_brain_that_answers_too_late_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = keeper.advance
 
-    def deaf(state: Any, event: Any) -> Any:
+    def deaf(state: Any, event: Any, now_s: float) -> Any:
         is_sign = isinstance(event, WorkerDied | TimePassed) or "Parked" in str(event)
-        return (state, ()) if 2.0 < event.at_s < 8.0 and is_sign else honest(state, event)
+        return (state, ()) if 2.0 < event.at_s < 8.0 and is_sign else honest(state, event, now_s)
 
     monkeypatch.setattr(keeper, "advance", deaf)
 

@@ -83,3 +83,30 @@ def test_a_wrong_cost_is_a_mistake_in_what_was_asked_for(
 
     assert ended.value.code == 2
     assert "costs.stepp_s: unknown" in capsys.readouterr().err
+
+
+def test_rivals_are_compared_on_a_trace_with_measured_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, measured, out = tmp_path / "trace.csv", tmp_path / "recovery.txt", tmp_path / "out"
+    rows = [f"0,add,n{number}" for number in range(24)]
+    trace.write_text("\n".join([*rows, "3600000,remove,n3", "7200000,remove,n5"]) + "\n")
+    measured.write_text('a table\n{"node_loss_s": 0.5}\n')
+
+    _ends_well("--rivals", "--trace", str(trace), "--measured", str(measured), "--out", str(out))
+
+    text = capsys.readouterr().out
+    assert "failover_s of elasticmoe is 0.5 (node_loss_s)" in text
+    assert 0.5 < _last_json(text)["goodput, elasticmoe"] < 1.0
+    kept = json.loads((out / "rivals.json").read_text())
+    assert [row["model"] for row in kept["rows"]][:2] == ["elasticmoe", "elasticmoe, 3 homes"]
+    assert ["elasticmoe", "failover_s", "0.5"] in kept["assumptions"]
+    assert (out / "rivals.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rivals_need_a_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        _run("--rivals")
+
+    assert ended.value.code == 2
+    assert "add --trace FILE" in capsys.readouterr().err
