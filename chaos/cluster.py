@@ -21,6 +21,7 @@ from elasticmoe.cluster.run import DOMAIN_LABEL
 from elasticmoe.spec.job import JobSpec
 
 UP_TIMEOUT_S: Final = 60.0
+SUBMIT_TIMEOUT_S: Final = 120.0
 LOOK_S: Final = 0.5
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 _MARK: Final = "CHAOS_CLUSTER"
@@ -87,13 +88,17 @@ class Cluster:
         Raises:
             ChaosError: it was refused.
         """
-        done = subprocess.run(
-            [sys.executable, "-m", "chaos.submit", self.address],
-            input=job.model_dump_json(),
-            capture_output=True,
-            text=True,
-            env=self._environment,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "chaos.submit", self.address],
+                input=job.model_dump_json(),
+                capture_output=True,
+                text=True,
+                env=self._environment,
+                timeout=SUBMIT_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise ChaosError(f"the job was not accepted within {SUBMIT_TIMEOUT_S:g} s") from None
         if done.returncode != 0:
             raise ChaosError(f"the job was not accepted: {done.stderr.strip()[-2000:]}")
         handle: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
