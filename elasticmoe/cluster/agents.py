@@ -201,6 +201,7 @@ class Agents:
         """Attach an agent that somebody else had placed; it may be starting still."""
         try:
             handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
+            asking: asyncio.Future[tuple[str, int]]
             asking = asyncio.ensure_future(handle.whereabouts.remote())
             node_id, capacity = await asyncio.wait_for(asking, ATTACH_TIMEOUT_S)
             if name not in {*self.by_node, *self.placing}:
