@@ -16,6 +16,7 @@ from elasticmoe.controller.decisions import Break, Finish, Form, GiveUp, Recover
 from elasticmoe.controller.history import check_history
 from elasticmoe.controller.record import Decided, Progress, Record, turns
 from elasticmoe.controller.story import story
+from elasticmoe.messages.events import WorkerDied, WorkerSilent
 
 CAUSE_GRACE_S: Final = 1.0
 """A recovery that begins this long after a fault was answered and undone is not its doing."""
@@ -44,6 +45,8 @@ class Outage:
     over_at_s: float | None = None
     redone: int = 0
     """Steps that had been begun or committed and were begun again."""
+    lost: frozenset[int] = frozenset()
+    """Workers that died meanwhile, or fell silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +205,12 @@ def outages(records: Sequence[Record]) -> list[Outage]:
             if turn.entry.generation == form.generation:
                 committed = max(committed, turn.entry.last_step)
         for decision in turn.decisions:
+            if isinstance(decision, Break) and current is None:
+                current = Outage(decision.at_s, decision.generation, decision.reason)
+        if isinstance(turn.entry, WorkerDied | WorkerSilent) and current is not None:
+            current = replace(current, lost=current.lost | {turn.entry.worker})
+        for decision in turn.decisions:
             match decision:
-                case Break() if current is None:
-                    current = Outage(decision.at_s, decision.generation, decision.reason)
                 case Recover() if current is not None:
                     current = replace(current, rungs=(*current.rungs, decision.rung))
                 case Wait() if current is not None:
@@ -223,21 +229,35 @@ def outages(records: Sequence[Record]) -> list[Outage]:
 
 
 def false_alarms(evidence: Evidence) -> list[Outage]:
-    """Recoveries that began while no fault of ours was open, nor just over."""
-    spans = [
-        (
-            strike.at_s - CAUSE_GRACE_S,
-            strike.at_s
-            + max(strike.answered_s or 0.0, strike.undone_s or 0.0)
-            + (CAUSE_GRACE_S if strike.answered_s is not None else float("inf")),
-        )
-        for strike in evidence.strikes
-    ]
+    """Recoveries that none of our faults explains: none was open or just over, or those that were
+    ended other workers than were lost."""
     return [
         outage
         for outage in outages(evidence.records)
-        if not any(begin <= outage.at_s <= end for begin, end in spans)
+        if not any(_explains(strike, outage) for strike in evidence.strikes)
     ]
+
+
+def _explains(strike: Strike, outage: Outage) -> bool:
+    over_s = max(strike.answered_s or 0.0, strike.undone_s or 0.0)
+    grace_s = CAUSE_GRACE_S if strike.answered_s is not None else float("inf")
+    if not strike.at_s - CAUSE_GRACE_S <= outage.at_s <= strike.at_s + over_s + grace_s:
+        return False
+    ended = _ended_workers(strike)
+    if not ended:
+        return True
+    nobody_was_lost = not outage.lost and set(outage.rungs) == {"retry"}
+    return not nobody_was_lost and not (outage.lost and ended.isdisjoint(outage.lost))
+
+
+def _ended_workers(strike: Strike) -> frozenset[int]:
+    """Workers that a fault struck and that the gang goes on without."""
+    if strike.answer != "generation":
+        return frozenset()
+    names = [victim.partition("worker ") for victim in strike.victims]
+    return frozenset(
+        int(number) for before, _, number in names if not before and number.isdecimal()
+    )
 
 
 def _rollbacks(lines: Sequence[StepLine]) -> list[str]:

@@ -20,7 +20,8 @@ from chaos.proc import Process, argument_of, command_line, pids
 from elasticmoe.cluster.run import DOMAIN_LABEL
 from elasticmoe.spec.job import JobSpec
 
-UP_TIMEOUT_S: Final = 60.0
+UP_TIMEOUT_S: Final = 120.0
+SUBMIT_TIMEOUT_S: Final = 120.0
 LOOK_S: Final = 0.5
 OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 _MARK: Final = "CHAOS_CLUSTER"
@@ -87,13 +88,17 @@ class Cluster:
         Raises:
             ChaosError: it was refused.
         """
-        done = subprocess.run(
-            [sys.executable, "-m", "chaos.submit", self.address],
-            input=job.model_dump_json(),
-            capture_output=True,
-            text=True,
-            env=self._environment,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "chaos.submit", self.address],
+                input=job.model_dump_json(),
+                capture_output=True,
+                text=True,
+                env=self._environment,
+                timeout=SUBMIT_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise ChaosError(f"the job was not accepted within {SUBMIT_TIMEOUT_S:g} s") from None
         if done.returncode != 0:
             raise ChaosError(f"the job was not accepted: {done.stderr.strip()[-2000:]}")
         handle: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -162,20 +167,25 @@ class Cluster:
             "--head", f"--port={self._port}", f"--node-ip-address={self.network.head}",
             "--num-cpus=0", "--include-dashboard=false",
         ]  # fmt: skip
-        done = self._ray_start(None, head).wait(UP_TIMEOUT_S)
+        try:
+            done = self._ray_start(None, head).wait(UP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            done = None
         if done != 0:
             raise ChaosError(f"the Ray head did not start; see {self._log.name}")
         for node in nodes:
             self._start_node(node)
         deadline_s = time.monotonic() + UP_TIMEOUT_S
-        while set(self.raylets()) != set(nodes):
+        while self._starting:
+            for node, starter in list(self._starting.items()):
+                if starter.poll() == 0:
+                    del self._starting[node]
+                elif starter.returncode is not None:  # Ray gives a node 30 s to register
+                    self._start_node(node)
             if time.monotonic() > deadline_s:
-                missing = sorted(set(nodes) - set(self.raylets()))
+                missing = sorted(self._starting)
                 raise ChaosError(f"nodes {missing} did not start; see {self._log.name}")
             time.sleep(0.1)
-        for starter in self._starting.values():
-            starter.wait(UP_TIMEOUT_S)
-        self._starting.clear()
 
     def _start_node(self, node: str) -> None:
         options = [

@@ -83,6 +83,8 @@ class Conductor:
     scenario: Scenario
     strikes_file: Path
     say: Callable[[str], None] = lambda text: None
+    until_s: float = float("inf")
+    """When the run's time is over, by the monotonic clock."""
     strikes: list[Strike] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     """Draws of a mix that were not possible when they came."""
@@ -219,7 +221,7 @@ class Conductor:
         if not left:
             raise ChaosError(f"fault {planned.number}: every choice was struck at_most often")
         why: dict[str, str] = {}
-        deadline_s = time.monotonic() + OBSTACLE_PATIENCE_S
+        deadline_s = min(time.monotonic() + OBSTACLE_PATIENCE_S, self.until_s)
         while time.monotonic() < deadline_s:
             open_choices = list(left)
             while open_choices:
@@ -252,14 +254,21 @@ class Conductor:
             self._look()
             if there() or self.world.live.is_over:
                 return
-            if time.monotonic() > deadline_s:
-                last = self.strikes[-1] if self.strikes else None
-                after = f" after fault {last.number} ({last.nemesis})" if last else ""
-                raise StuckError(
-                    f"waited {patience_s:g} s for {what}{after}: phase {self.world.live.phase}, "
-                    f"generation {self.world.live.generation}, step {self.world.live.committed}"
-                )
+            now_s = time.monotonic()
+            if now_s > self.until_s:
+                limit_s = self.scenario.limit_s
+                raise StuckError(self._waited(f"time limit of {limit_s:g} s: waited", what))
+            if now_s > deadline_s:
+                raise StuckError(self._waited(f"waited {patience_s:g} s", what))
             time.sleep(poll_s)
+
+    def _waited(self, how: str, what: str) -> str:
+        live, last = self.world.live, self.strikes[-1] if self.strikes else None
+        after = f" after fault {last.number} ({last.nemesis})" if last else ""
+        return (
+            f"{how} for {what}{after}: phase {live.phase}, generation {live.generation}, "
+            f"step {live.committed}"
+        )
 
     def _look(self) -> None:
         """Read what is new, note answers, undo what has lasted long enough."""

@@ -17,16 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chaos.checkers import Evidence, check_all, read_lines
+from chaos.checkers import Evidence, StepLine, check_all, read_lines
 from chaos.conductor import Conductor
 from chaos.errors import ChaosError, ScenarioError
 from chaos.jobs import reference_of
+from chaos.live import LiveJob
 from chaos.report import Report, figures_of
 from chaos.scenario import SCENARIOS, FaultSpec, Scenario, from_plain, read_scenario
 from chaos.setting import end_run, set_stage
 from chaos.tensors import check_final, final_checkpoint
 from chaos.world import World
-from elasticmoe.api import client_of, follow
 from elasticmoe.cluster.jobs import submit
 from elasticmoe.cluster.journal_file import read_journal
 from elasticmoe.errors import ElasticMoEError
@@ -69,13 +69,14 @@ def execute(
         again: the command that repeats this.
         attach: the directory of a job that runs already; it is neither started nor ended here.
     """
+    until_s = time.monotonic() + scenario.limit_s
     if attach is not None:
         world = World.attach(attach)
-        problems, conductor = _conduct(world, scenario, out)
+        problems, conductor = _conduct(world, scenario, out, until_s)
         return _judge(conductor, None, problems, out, again)
     try:
         with set_stage(scenario, out) as (world, job):
-            problems, conductor = _conduct(world, scenario, out)
+            problems, conductor = _conduct(world, scenario, out, until_s)
             return _judge(conductor, job, problems, out, again)
     except (ChaosError, ElasticMoEError) as error:
         report = Report(scenario, again, str(out / "job"), (), {}, (f"not run: {error}",))
@@ -83,8 +84,10 @@ def execute(
         return report
 
 
-def _conduct(world: World, scenario: Scenario, out: Path) -> tuple[tuple[str, ...], Conductor]:
-    conductor = Conductor(world, scenario, out / "strikes.jsonl", _say)
+def _conduct(
+    world: World, scenario: Scenario, out: Path, until_s: float
+) -> tuple[tuple[str, ...], Conductor]:
+    conductor = Conductor(world, scenario, out / "strikes.jsonl", _say, until_s)
     try:
         conductor.run()
     except (ChaosError, ElasticMoEError) as error:
@@ -103,9 +106,11 @@ def _judge(
     again: str,
 ) -> Report:
     scenario, world = conductor.scenario, conductor.world
-    with (world.job_dir / "steps.jsonl").open() as file:
-        lines = read_lines(file)
-    evidence = Evidence(read_journal(world.job_dir / "journal"), lines, tuple(conductor.strikes))
+    evidence = Evidence(
+        read_journal(world.job_dir / "journal"),
+        _read_steps(world.job_dir / "steps.jsonl"),
+        tuple(conductor.strikes),
+    )
     expect = scenario.expect
     if job is None:  # somebody else's job goes on
         expect = expect.model_copy(update={"final": "ignore"})
@@ -118,7 +123,7 @@ def _judge(
         checked = check_all(evidence, expect)
     worst = None
     if expect.final != "ignore" and job is not None and not problems:
-        differing, worst = _compare(job, scenario, out)
+        differing, worst = _compare(job, scenario, out, conductor.until_s)
         checked = (*checked, *differing)
     report = Report(
         scenario,
@@ -133,19 +138,33 @@ def _judge(
     return report
 
 
-def _compare(job: JobSpec, scenario: Scenario, out: Path) -> tuple[tuple[str, ...], float | None]:
+def _read_steps(path: Path) -> list[StepLine]:
+    """None if the job never took one."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return read_lines(file)
+
+
+def _compare(
+    job: JobSpec, scenario: Scenario, out: Path, until_s: float
+) -> tuple[tuple[str, ...], float | None]:
     """Run the job's undisturbed twin to the same step and compare what both ended with."""
+    expect = scenario.expect
     try:
         found = final_checkpoint(Path(job.storage.checkpoints or f"{job.storage.dir}/checkpoints"))
         twin = reference_of(job, found.manifest.step, out / "undisturbed")
-        handle = submit(twin)
-        follow(client_of(handle), handle.directory, None)
+        live = LiveJob(submit(twin).directory)
+        if not live.wait_for("is_over", until_s - time.monotonic()):
+            return (
+                f"time limit of {scenario.limit_s:g} s: the undisturbed run is at step "
+                f"{live.committed} of {twin.schedule.steps}",
+            ), None
         wanted = final_checkpoint(out / "undisturbed" / "checkpoints")
     except ElasticMoEError as error:
         return (f"the final states cannot be compared: {error}",), None
     finally:
         end_run(out / "undisturbed")
-    expect = scenario.expect
     return check_final(found, wanted, bitwise=expect.final == "bitwise", tolerance=expect.tolerance)
 
 

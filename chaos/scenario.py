@@ -159,6 +159,8 @@ class Scenario(Table):
     """Put the job's checkpoints on a disk of this size."""
     skewable_clocks: bool = False
     """Start the job so that `skew_clock` can reach it."""
+    limit_s: float = Field(default=1800.0, gt=0)
+    """What is not over by then is ended, and that is the verdict."""
     fault: tuple[FaultSpec, ...] = ()
     expect: Expect = Expect()
 

@@ -7,6 +7,7 @@ import typer
 
 from elasticmoe.cli.data import data_app
 from elasticmoe.cli.models import export_model, generate_text, import_model
+from elasticmoe.cli.rehearse import rehearse_job
 from elasticmoe.cli.saying import say_error
 from elasticmoe.cli.show import checkpoint_app, show_plan, show_story, show_version
 from elasticmoe.cli.simulate import simulate_job
@@ -27,6 +28,7 @@ app.command("stop")(stop_job)
 app.command("story")(show_story)
 app.command("plan")(show_plan)
 app.command("simulate")(simulate_job)
+app.command("rehearse")(rehearse_job)
 app.command("generate")(generate_text)
 app.command("export")(export_model)
 app.command("import")(import_model)

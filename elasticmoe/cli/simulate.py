@@ -96,13 +96,13 @@ def simulate_job(
     from elasticmoe.simulator.run import Scenario, simulate
     from elasticmoe.simulator.schedules import Rates, draw_faults, faults_of_trace, spread_machines
 
-    known = _read_costs(costs)
-    spec = _endless(read_job(job, overrides or []), workers, hours, known)
+    known = read_costs_file(costs)
+    spec = endless_job(read_job(job, overrides or []), workers, hours, known)
     count = spec.workers.replicas
     machines = spread_machines(count, nodes or max(2, -(-count // 8)), domains)
     if trace is not None:
         each = -(-count // (nodes or max(2, -(-count // 8))))
-        machines, faults = faults_of_trace(_read_trace(trace), each)
+        machines, faults = faults_of_trace(read_trace_file(trace), each)
     else:
         rates = Rates(mtbf_s=mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
         faults = draw_faults(machines, hours * 3600.0, rates, seed)
@@ -220,7 +220,7 @@ def _tell_problems(outcome: "Outcome") -> None:
         sys.exit(1)
 
 
-def _endless(spec: "JobSpec", workers: int | None, hours: float, costs: "Costs") -> "JobSpec":
+def endless_job(spec: "JobSpec", workers: int | None, hours: float, costs: "Costs") -> "JobSpec":
     """The job with more steps than fit into the time, and with as many workers as asked for."""
     steps = int(hours * 3600.0 / costs.step_s * 2) + spec.schedule.steps
     size = workers or spec.workers.replicas
@@ -235,7 +235,12 @@ def _endless(spec: "JobSpec", workers: int | None, hours: float, costs: "Costs")
     return spec.model_copy(update={"workers": wanted, "schedule": schedule})
 
 
-def _read_costs(path: Path | None) -> "Costs":
+def read_costs_file(path: Path | None) -> "Costs":
+    """Costs from a JSON file; none: the defaults.
+
+    Raises:
+        SpecError: it cannot be read, or names what there is not.
+    """
     from elasticmoe.simulator.costs import Costs, read_costs
 
     if path is None:
@@ -246,7 +251,13 @@ def _read_costs(path: Path | None) -> "Costs":
         raise SpecError((f"{path} cannot be read: {error}",)) from None
 
 
-def _read_trace(path: Path) -> "Trace":
+def read_trace_file(path: Path) -> "Trace":
+    """A trace from a file of rows `ms,op,node`.
+
+    Raises:
+        SpecError: it cannot be read.
+        DataError: a row is wrong.
+    """
     from elasticmoe.simulator.traces import read_trace
 
     try:

@@ -41,7 +41,7 @@ def train_job(
 ) -> None:
     """Train a job to its end, and show how it goes."""
     spec = read_job(job, overrides or [])
-    _check_data_is_packed(spec)
+    check_data_is_packed(spec)
     if fresh:
         if kept := set_aside(spec):
             say(f"what {spec.storage.dir} held is now in {kept}")
@@ -75,7 +75,12 @@ def stop_job(job_dir: JobDir) -> None:
     say(f"asked; the job in {job_dir} writes a checkpoint and ends")
 
 
-def _check_data_is_packed(job: JobSpec) -> None:
+def check_data_is_packed(job: JobSpec) -> None:
+    """Make sure that every source is there.
+
+    Raises:
+        SpecError: names those that are not, and how to make them.
+    """
     missing = [
         source.path
         for source in job.data.sources

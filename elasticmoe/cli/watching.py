@@ -40,7 +40,7 @@ def watch_job(
                 if interrupted and not asked:
                     asked = True
                     view.say(STOPPING)
-                    _ask_to_stop(client, job_dir)
+                    ask_to_stop(client, job_dir)
                 return follow(client, job_dir, view.take, after=view.progress.newest)
             except KeyboardInterrupt:
                 if asked:
@@ -78,9 +78,14 @@ def interrupts_deferred() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _ask_to_stop(client: JobClient, job_dir: Path) -> None:
+def ask_to_stop(client: JobClient, job_dir: Path) -> None:
+    """Ask a job to write a checkpoint and end; it may have ended by itself meanwhile.
+
+    Raises:
+        ClusterError: it goes on, and could not be asked.
+    """
     try:
         client.stop()
     except ClusterError:
-        if not (job_dir / OUTCOME_FILE).exists():  # it may have ended by itself meanwhile
+        if not (job_dir / OUTCOME_FILE).exists():
             raise

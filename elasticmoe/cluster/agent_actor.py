@@ -5,8 +5,9 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
@@ -21,6 +22,9 @@ from elasticmoe.errors import ClusterError, ElasticMoEError
 from elasticmoe.telemetry.log import get_log, start_logging
 
 log = get_log(__name__)
+
+CLAIM_TIMEOUT_S: Final = 60.0
+"""An agent that no controller attached by then ends: it would hold its node's room for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class AgentActor:
         self._incarnation = secrets.token_hex(8)
         self._term = 0
         self._tasks: list[asyncio.Task[None]] = []
+        # Whoever asked for this agent may have died, and nobody else may know of it.
+        self._unclaimed = threading.Timer(CLAIM_TIMEOUT_S, os._exit, (0,))
+        self._unclaimed.daemon = True
+        self._unclaimed.start()
         if nice > 0:
             self._agent.notice(
                 f"node {config.node}: workers run at niceness {nice}, which may not be undone "
@@ -67,6 +75,7 @@ class AgentActor:
     async def attach(self, term: int) -> Hello:
         """Belong to a controller from now on."""
         self._heed(term)
+        self._unclaimed.cancel()
         if not self._tasks:
             await self._agent.start()
             loop = asyncio.get_running_loop()

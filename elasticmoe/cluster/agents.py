@@ -62,6 +62,7 @@ class Agents:
     """Incarnations that were declared lost, and must end themselves."""
     placing: dict[str, tuple[Seat, asyncio.Task[None]]] = field(default_factory=dict)
     """Asked for, not attached yet."""
+    _claiming: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def look(self) -> None:
         """Find nodes, place agents where workers are missing, drop those whose node is gone."""
@@ -75,8 +76,22 @@ class Agents:
             self.placing[seat.name] = (seat, asyncio.ensure_future(self._place(seat)))
 
     async def find_again(self, names: list[str]) -> None:
-        """After a restart of the controller: attach the agents that are still there."""
+        """After a restart of the controller: attach the agents that are still there.
+
+        Args:
+            names: of the nodes on record. An agent that was being placed when the last controller
+                died is on none, and holds its node's room: it is attached as well.
+        """
         nodes = {plain["NodeID"]: RayNode.from_ray(plain) for plain in ray.nodes()}
+        prefix = self.run.agent_name("")
+        there = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+        placed = {
+            actor["name"].removeprefix(prefix)
+            for actor in there
+            if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
+        }
+        for name in placed - set(names):
+            self._claiming.append(asyncio.ensure_future(self._claim(name, nodes)))
         for name in names:
             try:
                 handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
@@ -181,6 +196,18 @@ class Agents:
                 ray.kill(handle)
         finally:
             del self.placing[seat.name]
+
+    async def _claim(self, name: str, nodes: dict[str, RayNode]) -> None:
+        """Attach an agent that somebody else had placed; it may be starting still."""
+        try:
+            handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
+            asking: asyncio.Future[tuple[str, int]]
+            asking = asyncio.ensure_future(handle.whereabouts.remote())
+            node_id, capacity = await asyncio.wait_for(asking, ATTACH_TIMEOUT_S)
+            if name not in {*self.by_node, *self.placing}:
+                await self._attach(Seat(nodes[node_id], name, capacity, {}), handle)
+        except (RayError, ValueError, KeyError, TimeoutError) as error:  # it ends by itself
+            log.warning("agent_not_claimed", node=name, reason=reason_of(error))
 
     async def _attach(self, seat: Seat, handle: Any) -> None:
         attaching = asyncio.ensure_future(handle.attach.remote(self.term))

@@ -31,6 +31,8 @@ class Account:
     phase_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     outage_s: list[float] = field(default_factory=list)
     """Each outage, from the fault to the first new step."""
+    rung_s: dict[str, list[float]] = field(default_factory=dict)
+    """The same by the rung that ended it; `wait`: there were too few workers for a while."""
     goodput: float = 0.0
     """Time that the committed steps take on all wanted workers, as share of all time."""
     curve: list[tuple[float, int]] = field(default_factory=list)
@@ -47,6 +49,8 @@ class Ledger:
         self._world = world
         self._begun: dict[str, float] = {}
         """Of the open outage: what happened when."""
+        self._rung = ""
+        """Of the open outage: how it is to end."""
         self._every = self._skipped = 1
 
     def fired(self, fault: Fired) -> None:
@@ -65,12 +69,15 @@ class Ledger:
                 begun.setdefault("break", now_s)
             case Recover() as recover:
                 account.rungs[recover.rung] = account.rungs.get(recover.rung, 0) + 1
+                self._rung = "wait" if self._rung == "wait" else recover.rung
                 begun["rung"] = now_s
             case Wait():
                 account.waits += 1
+                self._rung = "wait"
                 begun["rung"] = now_s
             case Regroup():
                 account.rungs["regroup"] = account.rungs.get("regroup", 0) + 1
+                self._rung = "regroup"
                 for name in ("fault", "break", "rung"):
                     begun[name] = now_s
             case Form() as form:
@@ -96,7 +103,7 @@ class Ledger:
         if "break" in self._begun and "train" in self._begun:
             self._close(now_s)
         elif "break" not in self._begun:
-            self._begun = {}
+            self._begun, self._rung = {}, ""
 
     def finish(self) -> Account:
         """The bill, at the end of the run."""
@@ -117,4 +124,5 @@ class Ledger:
             account.phase_s[name] += max(end - start, 0.0)
         account.outages += 1
         account.outage_s.append(now_s - times[0])
-        self._begun = {}
+        account.rung_s.setdefault(self._rung, []).append(now_s - times[0])
+        self._begun, self._rung = {}, ""

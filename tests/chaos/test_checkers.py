@@ -20,7 +20,7 @@ from chaos.checkers import (
 )
 from chaos.scenario import Expect
 from elasticmoe.controller.decisions import GiveUp
-from elasticmoe.messages.events import CheckpointSealed
+from elasticmoe.messages.events import CheckpointSealed, WorkerDied
 
 
 def test_a_sound_run_passes_all_checkers() -> None:
@@ -106,6 +106,24 @@ def test_a_recovery_without_a_fault_is_a_false_alarm_and_one_after_a_fault_is_no
     assert len(check_false_alarms(run.evidence, 0)) == 1
     assert check_false_alarms(run.evidence, 1) == ()
     assert check_attempts(run.evidence, Expect()) == ()
+
+
+def test_a_recovery_that_lost_nobody_is_a_false_alarm_also_right_after_a_kill() -> None:
+    run = Run().form(1, 0).train(1, 1, 10).strike().broken(1, 10)
+    run.tell(make(WorkerDied, at_s=run.at_s, node="a", worker=1, log="")).form(2, 10)
+    run.train(2, 11, 15).broken(2, 15, rung="retry").form(3, 15).train(3, 16, 20).stopped(20)
+
+    assert [outage.lost for outage in outages(run.records)] == [{1}, set()]
+    assert [alarm.generation for alarm in false_alarms(run.evidence)] == [2]
+    assert check_attempts(run.evidence, Expect()) == ()
+
+
+def test_a_recovery_that_lost_another_worker_than_was_killed_is_a_false_alarm() -> None:
+    run = Run().form(1, 0).train(1, 1, 10).strike(victims=("worker 0",)).broken(1, 10)
+    run.tell(make(WorkerDied, at_s=run.at_s, node="a", worker=1, log="")).form(2, 10)
+    run.train(2, 11, 20).stopped(20)
+
+    assert [alarm.generation for alarm in false_alarms(run.evidence)] == [1]
 
 
 def test_a_fault_that_is_never_answered_is_caught() -> None:

@@ -12,9 +12,11 @@ from jobs_for_tests import tiny_job
 from processes import Follower, Processes
 from ray.cluster_utils import Cluster
 
+from elasticmoe.client import JobClient
+from elasticmoe.cluster.agent_actor import place_agent
 from elasticmoe.cluster.forking import same_modules
-from elasticmoe.cluster.jobs import submit
-from elasticmoe.cluster.run import DOMAIN_LABEL
+from elasticmoe.cluster.jobs import submit, with_absolute_paths
+from elasticmoe.cluster.run import DOMAIN_LABEL, RayNode, Run, Seat
 from elasticmoe.errors import ClusterError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
@@ -61,6 +63,35 @@ def test_a_lost_node_takes_its_workers_along_and_the_job_goes_on_with_the_rest(
     assert end["outcome"] == "done"
     assert end["summary"]["nodes_lost"] == 1
     assert end["summary"]["ignored_events"] == 0
+
+
+def test_an_agent_whose_controller_died_while_it_was_placed_is_claimed_by_the_next_one(
+    tmp_path: Path, cluster: Cluster, processes: Processes
+) -> None:
+    cluster.add_node(num_cpus=1)
+    job = tiny_job(tmp_path / "run", steps=100_000)
+    handle = submit(job, cluster.address, entry=FAKE)
+    events = JobClient(handle.url, handle.token, handle.directory).events()
+    first = next(event for event in events if event.kind == "workers")
+    assert len(first.fields["workers"]) == 1
+
+    controller = handle.pids["controller"]
+    os.kill(controller, signal.SIGSTOP)  # it sees nothing of what comes now
+    known = {node["NodeID"] for node in ray.nodes()}
+    cluster.add_node(num_cpus=1)
+    new = next(RayNode.from_ray(node) for node in ray.nodes() if node["NodeID"] not in known)
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    run_id = next(name.split("-")[1] for name in names if name.endswith("-controller"))
+    run = Run(run_id, with_absolute_paths(job).model_dump_json(), FAKE, ours=False)
+    agent = place_agent(run, Seat(new, new.name, 1, {"CPU": 1.0}))
+    assert ray.get(agent.whereabouts.remote()) == (new.id, 1)
+    os.kill(controller, signal.SIGKILL)
+
+    both = next(event for event in events if len(event.fields.get("workers", ())) == 2)
+    assert new.name in {worker["node"] for worker in both.fields["workers"]}
+    assert ray.get(agent.whereabouts.remote()) == (new.id, 1)  # no other one took its place
+    JobClient.of_directory(handle.directory).stop()
+    assert next(event for event in events if event.kind == "end").fields["outcome"] == "stopped"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001"])
