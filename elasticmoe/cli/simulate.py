@@ -87,7 +87,7 @@ def simulate_job(
 
         if trace is None:
             raise SpecError(("--rivals compares on a trace of nodes: add --trace FILE",))
-        compare_rivals(_read_trace(trace), measured or [], out)
+        compare_rivals(read_trace_file(trace), measured or [], out)
         return
     if job is None:
         raise SpecError(("name a job file, or ask for hostile schedules: --schedules 100",))
