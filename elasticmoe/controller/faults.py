@@ -117,7 +117,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         attempts=state.attempts,
         max_restarts=protection.max_restarts,
         backoff_s=protection.restart_backoff_s,
-        first_error=state.first_error or _first_error(state.casualties),
+        first_error=state.first_error or _first_error(state.casualties, refused_rungs),
         skip_rungs=protection.skip_rungs,
     )
 
@@ -278,6 +278,10 @@ def _distrusted(state: JobState) -> str:
     return ""
 
 
-def _first_error(casualties: tuple[Casualty, ...]) -> FirstError:
+def _first_error(
+    casualties: tuple[Casualty, ...], refused_rungs: tuple[tuple[Rung, str], ...] = ()
+) -> FirstError:
+    """Where nobody was lost, a rung turned out not to work."""
     logs = [casualty.log for casualty in casualties if casualty.log]
-    return FirstError(described(casualties), logs[0] if logs else "")
+    refusals = "; ".join(why for _, why in refused_rungs)
+    return FirstError(described(casualties) if casualties else refusals, logs[0] if logs else "")

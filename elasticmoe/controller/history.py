@@ -87,8 +87,10 @@ class History:
         self._generation, self._in_memory = decision.generation, 0
         self._first_step[decision.generation] = decision.step + 1
         if decision.memory is not None and decision.memory.is_snapshot:
-            if decision.step not in self._snapshots or decision.step > self.last_step:
+            if decision.step not in self._snapshots:
                 self._complain(f"starts from a snapshot of step {decision.step} that nobody has")
+            elif decision.step > self.last_step:  # whose report was under way: it was committed
+                self._bridge_to(decision.step + 1)
         elif decision.memory is not None:
             if not decision.step == decision.memory.step == self.last_step:
                 self._complain(
