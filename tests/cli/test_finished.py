@@ -30,7 +30,7 @@ def test_a_finished_run_is_shown_again_and_not_trained_again(
     run, outcome = tmp_path / "run", {"outcome": "done", "steps": 600}
     run.mkdir()
     (run / "summary.json").write_text(json.dumps(asdict(SUMMARY)))
-    monkeypatch.setattr(train_module, "_check_data_is_packed", lambda job: None)
+    monkeypatch.setattr(train_module, "check_data_is_packed", lambda job: None)
     monkeypatch.setattr(train_module, "finished_outcome", lambda job: outcome)
 
     with pytest.raises(SystemExit) as left:
