@@ -28,7 +28,7 @@ from elasticmoe.errors import ElasticMoEError, SpecError, StorageError
 if TYPE_CHECKING:
     from elasticmoe.cli.rehearsal_fleet import Fleet
     from elasticmoe.plan.types import Inventory
-    from elasticmoe.report.rehearsal import Rehearsal, Simulated
+    from elasticmoe.report.rehearsal import RealSteps, Rehearsal, Simulated
     from elasticmoe.simulator.costs import Costs
     from elasticmoe.spec.job import JobSpec
 
@@ -79,7 +79,6 @@ def rehearse_job(
     rates_h = {"--mtbf": mtbf or None, "--controller-mtbf": controller_mtbf or None}
     _check_above_zero({"--hours": hours, "--step-s": step_s, "--node-gb": node_gb, **rates_h})
     from elasticmoe.cli.rehearsal_fleet import Size, fleet_of_trace, fleet_with_rates, size_up
-    from elasticmoe.cli.rehearsal_steps import take_steps
     from elasticmoe.job_file import read_job
     from elasticmoe.model.inventory import build_inventory
     from elasticmoe.report.rehearsal import Rehearsal, choose_hours, smallest_layout
@@ -97,11 +96,10 @@ def rehearse_job(
     measured_s = known.step_s if known.step_s != Costs().step_s else None
     size = Size(nodes, node_gb, domains, step_s or measured_s)
     full, machines = size_up(spec, inventory, size)
+    rates = Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
+    fleet = fleet_with_rates(machines, rates)
     if recorded is not None:
         fleet = fleet_of_trace(recorded, machines[0].capacity, str(trace))
-    else:
-        rates = Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
-        fleet = fleet_with_rates(machines, rates)
     longest = min(full.job_hours, fleet.longest_hours)
     full = replace(full, hours=hours or choose_hours(longest, full.step_s, fleet.failures_per_hour))
     known = replace(known, step_s=full.step_s)
@@ -109,13 +107,7 @@ def rehearse_job(
     endless = endless_job(spec, None, full.hours, known)
     simulated = _simulate(endless, inventory, fleet, known, full.hours, range(seed, seed + seeds))
 
-    real, problems = None, tuple[str, ...]()
-    if steps:
-        say(f"{steps} real steps on {small.workers.replicas} workers of this machine")
-        try:
-            real = take_steps(small, inventory, steps, full.workers, plain=plain)
-        except ElasticMoEError as error:  # the report says it, beside what the simulator found
-            problems = tuple(str(error).splitlines())
+    real, problems = _take_steps(small, inventory, steps, full.workers, plain=plain)
     assumed = (fleet.assumed, *_assumed_costs(costs), LEFT_OUT)
     rehearsal = Rehearsal(spec.name, full, simulated, real, cut, assumed, problems)
     _conclude(rehearsal, directory)
@@ -144,6 +136,21 @@ def _simulate(
             f"{len(outcomes[seed].fired)} faults"
         )
     return sum_up(outcomes)
+
+
+def _take_steps(
+    small: "JobSpec", inventory: "Inventory", steps: int, full_workers: int, *, plain: bool
+) -> tuple["RealSteps | None", tuple[str, ...]]:
+    """What the real steps showed, or why they failed: the report says that too."""
+    from elasticmoe.cli.rehearsal_steps import take_steps
+
+    if not steps:
+        return None, ()
+    say(f"{steps} real steps on {small.workers.replicas} workers of this machine")
+    try:
+        return take_steps(small, inventory, steps, full_workers, plain=plain), ()
+    except ElasticMoEError as error:
+        return None, tuple(str(error).splitlines())
 
 
 def _conclude(rehearsal: "Rehearsal", directory: Path) -> None:
