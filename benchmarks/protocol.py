@@ -32,36 +32,34 @@ class ProtocolWorker(Worker):
         unprotect(self.bare)
 
     def block(self, steps: int, number: int) -> list[Pair]:
-        """So many protected and as many unprotected whole steps; odd blocks begin with the
-        latter. A pair is the n-th of the ones and of the others."""
+        """So many protected and as many unprotected whole steps."""
+        return self._toggled(
+            steps, number, lambda gang, on: commit(gang, compute(gang), protected=on)
+        )
+
+    def commits(self, computes: int, block_commits: int) -> list[Pair]:
+        """After each computed step, so many commits of its gradients protected and as many not.
+
+        The protected gang computes; its gradients are copied to the other one. Every commit is
+        a whole one: reduce, agree, (prepare, vote,) apply. `compute` of each pair is the step's.
+        Every other time the unprotected ones come first.
+        """
+        found: list[Pair] = []
+        for number in range(computes):
+            computed = compute(self.gang)
+            self.bare.weights.gradients.copy_(self.gang.weights.gradients)
+            found += self._toggled(block_commits, number, _commits_of(computed))
+        return found
+
+    def _toggled(self, steps: int, number: int, take: Callable[[Gang, bool], Phases]) -> list[Pair]:
+        """A pair is the n-th of the ones and of the others; odd blocks begin with the latter."""
         sides = ((self.gang, True), (self.bare, False))
         taken: dict[bool, list[Phases]] = {True: [], False: []}
         for gang, protected in sides[:: -1 if number % 2 else 1]:
             for _ in range(steps):
                 gang.groups.world.barrier()
-                taken[protected].append(commit(gang, compute(gang), protected=protected))
+                taken[protected].append(take(gang, protected))
         return list(zip(taken[True], taken[False], strict=True))
-
-    def commits(self, computes: int, pairs: int) -> list[Pair]:
-        """After each computed step, pairs of commits of its gradients, protected and not.
-
-        The protected gang computes; its gradients are copied to the other one. Every commit is
-        a whole one: reduce, agree, (prepare, vote,) apply. `compute` of each pair is the step's.
-        """
-        found = []
-        for _ in range(computes):
-            computed = compute(self.gang)
-            self.bare.weights.gradients.copy_(self.gang.weights.gradients)
-            found += [self._pair(number, _commits_of(computed)) for number in range(pairs)]
-        return found
-
-    def _pair(self, number: int, take: Callable[[Gang, bool], Phases]) -> Pair:
-        sides = ((self.gang, True), (self.bare, False))
-        found: dict[bool, Phases] = {}
-        for gang, protected in sides[:: -1 if number % 2 else 1]:
-            self.gang.groups.world.barrier()
-            found[protected] = take(gang, protected)
-        return found[True], found[False]
 
 
 def _commits_of(computed: Computed) -> Callable[[Gang, bool], Phases]:
@@ -73,30 +71,24 @@ class ProtocolSize:
     """How much is measured."""
 
     blocks: int
-    """Of whole steps at the workload."""
     block_steps: int
-    computes: int
-    """Computed steps, each committed `commits` times on both sides."""
-    commits: int
+    """Protected ones, and then as many that are not, or the other way round."""
     pairs_1024: int
     """Of whole steps of 1,024 tokens, toggled at every step."""
 
 
 def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> None:
-    """Add `protocol_share` (whole steps at the workload), `protocol_share_of_commits` (the same
-    without the noise of computing) and `protocol_share_1024` (1,024 tokens a step)."""
+    """Add `protocol_share` (what protection adds to a step's commit, over the whole step) and
+    `protocol_share_1024` (whole steps of 1,024 tokens)."""
     crew, _store = start_gang(ProtocolWorker, workload, 2)
-    tokens = workload.step_tokens
     with crew:
-        found = _steps(crew, size.blocks, size.block_steps)
-        report.section(
-            f"protocol, 2 workers, {tokens} tokens a step: {len(found)} pairs of steps, toggled "
-            f"every {size.block_steps}"
-        )
-        _add(report, found, "protocol_share", most=0.03)
-        found = _slowest(crew.call("commits", size.computes, size.commits))
-    report.section(f"protocol, {tokens} tokens a step: {len(found)} pairs of commits")
-    _add(report, found, "protocol_share_of_commits", most=None)
+        crew.call("commits", 1, 2)  # warm
+        found = _slowest(crew.call("commits", size.blocks, size.block_steps))
+    report.section(
+        f"protocol, 2 workers, {workload.step_tokens} tokens a step: {len(found)} pairs of "
+        f"commits of the same gradients, toggled every {size.block_steps}"
+    )
+    _add(report, found, "protocol_share", most=0.03)
     samples = max(1024 // workload.seq_len, 2)
     few = replace(workload, samples=samples, waves=1)
     crew, _store = start_gang(ProtocolWorker, few, 2)
@@ -104,6 +96,19 @@ def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> 
         found = _steps(crew, size.pairs_1024, 1)
     report.section(f"protocol, {few.step_tokens} tokens a step: {len(found)} pairs of steps")
     _add(report, found, "protocol_share_1024", most=None)
+
+
+def measure_protocol_steps(report: Report, workload: Workload, size: ProtocolSize) -> None:
+    """Add `protocol_share_whole_steps`: computing, which protection does not touch, is in it too,
+    and its noise is many times what is measured."""
+    crew, _store = start_gang(ProtocolWorker, workload, 2)
+    with crew:
+        found = _steps(crew, size.blocks, size.block_steps)
+    report.section(
+        f"protocol, 2 workers, {workload.step_tokens} tokens a step: {len(found)} pairs of whole "
+        f"steps, toggled every {size.block_steps}"
+    )
+    _add(report, found, "protocol_share_whole_steps", most=None)
 
 
 def _steps(crew: Crew, blocks: int, block_steps: int) -> list[Pair]:

@@ -1,7 +1,7 @@
 """How fast steps are, beside what one would write or use instead, and what protection costs.
 
 The last line is JSON. `--quick` runs everything at a tiny size, to see that it works; its figures
-mean nothing. `--only` takes some parts: one two dispatch protocol cold-start.
+mean nothing. `--only` takes some parts: one two dispatch protocol protocol-steps cold-start.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.crew import ROOT, Crew
 from benchmarks.dispatch import measure_dispatch
 from benchmarks.figures import Report
 from benchmarks.member import Worker, start_gang
-from benchmarks.protocol import ProtocolSize, measure_protocol
+from benchmarks.protocol import ProtocolSize, measure_protocol, measure_protocol_steps
 from benchmarks.rivals.job import Workload
 from benchmarks.rivals.torchrun_ddp import ENVIRONMENT, launch_command
 
@@ -47,7 +47,7 @@ FULL = Size(
     turn_steps=1,
     sweep=(2, 4, 8),
     rounds=150,
-    protocol=ProtocolSize(blocks=20, block_steps=10, computes=10, commits=20, pairs_1024=200),
+    protocol=ProtocolSize(blocks=20, block_steps=10, pairs_1024=200),
     cold_pairs=5,
 )
 QUICK = Size(
@@ -56,7 +56,7 @@ QUICK = Size(
     turn_steps=1,
     sweep=(1, 2),
     rounds=4,
-    protocol=ProtocolSize(blocks=2, block_steps=2, computes=2, commits=3, pairs_1024=4),
+    protocol=ProtocolSize(blocks=2, block_steps=2, pairs_1024=4),
     cold_pairs=1,
 )
 
@@ -153,6 +153,9 @@ PARTS: dict[str, Callable[[Report, Size], None]] = {
         report, size.workload, size.rounds, warmup_steps=3
     ),
     "protocol": lambda report, size: measure_protocol(report, size.workload, size.protocol),
+    "protocol-steps": lambda report, size: measure_protocol_steps(
+        report, size.workload, size.protocol
+    ),
     "cold-start": lambda report, size: measure_cold_start(
         report, cold_workload(size.workload), size.cold_pairs
     ),
