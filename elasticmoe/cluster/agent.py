@@ -370,6 +370,7 @@ class Agent:
             pulse = self._vaults.pulse(worker.number)
             beat_s = pulse.beat_s()
             if worker.ready and beat_s is not None:
+                worker.watch_lifeline(pulse, self._break_locally)
                 signs.append(Sign(worker.number, worker.pid, beat_s, pulse.phase))
         return signs
 

@@ -3,8 +3,13 @@
 import asyncio
 import os
 import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from elasticmoe.vault.pulse import Pulse
 
 
 @dataclass(slots=True)
@@ -19,6 +24,8 @@ class Worker:
     pidfd: int = -1
     pid: int = 0
     ready: bool = False
+    is_watched: bool = False
+    """Whether somebody waits for the end of its training thread."""
     generation: int = 0
     """Newest generation that it was told to form."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,6 +43,21 @@ class Worker:
                 return  # already reaped; its end is being reported
         else:
             self.writer.close()  # not forked yet: it will find its agent gone
+
+    def watch_lifeline(self, pulse: Pulse, on_end: Callable[[int, int], None]) -> None:
+        """Have somebody told, as soon as the training thread has ended, of the generation that is
+        over and this worker's number; that the process is gone is known later. Once is enough."""
+        if self.is_watched:
+            return
+        self.is_watched = True
+        loop = asyncio.get_running_loop()
+
+        def wait() -> None:
+            if pulse.lifeline.wait_for_end():
+                with suppress(RuntimeError):  # the agent has ended itself
+                    loop.call_soon_threadsafe(on_end, self.generation, self.number)
+
+        threading.Thread(target=wait, daemon=True, name=f"lifeline-{self.number}").start()
 
     async def until_gone(self) -> None:
         """Wait until no thread of it runs (its parent may not have reaped it yet)."""

@@ -100,10 +100,11 @@ def run_worker(
 
 
 def start_beating(path: str) -> Pulse:
-    """Show from now on that this process runs."""
+    """Show from now on that this process runs, and that the calling thread lives."""
     fd = os.open(path, os.O_RDWR)
     pulse = Pulse(fd)
     os.close(fd)
+    pulse.lifeline.hold()
 
     def beat() -> None:
         name_thread("pulse")

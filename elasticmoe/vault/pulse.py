@@ -10,15 +10,20 @@ from typing import Final
 
 import numpy as np
 
+from elasticmoe.vault.lifeline import Lifeline
+
 PHASES: Final = ("", "form", "compute", "reduce", "agree", "prepare", "vote", "apply")
 """What a worker can be doing; the first is: none of the others."""
 _BEAT, _PHASE, _COLLECTIVE, _STEP, _NUM_WORDS = range(5)
+_LIFELINE: Final = 2048
+"""Its first byte."""
 
 
 def create_pulse(name: str) -> int:
     """Make a page that belongs to no directory; returns its descriptor."""
     fd = os.memfd_create(f"pulse-{name}", os.MFD_CLOEXEC)
     os.ftruncate(fd, mmap.PAGESIZE)
+    Pulse(fd).lifeline.prepare()
     return fd
 
 
@@ -29,6 +34,8 @@ class Pulse:
         """Map a page that `create_pulse` made; the descriptor stays the caller's."""
         self._map = mmap.mmap(fd, mmap.PAGESIZE)
         self._words = np.frombuffer(self._map, np.int64, _NUM_WORDS)
+        self.lifeline = Lifeline(self._map, _LIFELINE)
+        """Held by the thread that trains, for as long as it lives."""
 
     def beat(self) -> None:
         """Say that the interpreter runs."""

@@ -60,6 +60,7 @@ def crash_at_once(sock: socket.socket, job: JobSpec, worker: int, log_dir: str, 
 def start_beating(path: str) -> Pulse:
     """Beat every 10 ms, until SIGUSR1."""
     pulse = open_file(path, Pulse)
+    pulse.lifeline.hold()
     goes_on = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: goes_on.set())
 

@@ -1,0 +1,84 @@
+"""The end of a thread of another process."""
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from elasticmoe.vault.pulse import Pulse, create_pulse
+
+
+def start(act: Callable[[Pulse], None]) -> tuple[Pulse, int]:
+    """A process that has mapped a pulse, and acts."""
+    fd = create_pulse("test")
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act(Pulse(fd))
+            os.write(tell, b"x")
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.read(ready, 1)
+    return Pulse(fd), pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_the_end_of_whoever_holds_it_is_told_before_the_process_is_gone() -> None:
+    held: list[bytearray] = []
+
+    def hold(pulse: Pulse) -> None:
+        pulse.lifeline.hold()
+        held.append(bytearray(b"x") * (300 << 20))  # takes the kernel many ms to take apart
+
+    pulse, pid = start(hold)
+    handle, told = os.pidfd_open(pid), []
+
+    def wait() -> None:
+        ended = pulse.lifeline.wait_for_end()
+        gone, _, _ = select.select([handle], [], [], 0)
+        told.append((ended, bool(gone)))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.05)
+    assert told == []  # it lives
+    os.kill(pid, signal.SIGKILL)
+    waiting.join(10)
+
+    os.waitpid(pid, 0)
+    assert told == [(True, False)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGCONT])
+def test_a_stopped_process_has_not_ended(number: int) -> None:
+    pulse, pid = start(lambda pulse: pulse.lifeline.hold())
+    os.kill(pid, number)
+    told = threading.Event()
+
+    def wait() -> None:
+        pulse.lifeline.wait_for_end()
+        told.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+    assert not told.wait(0.2)
+    end(pid)
+    assert told.wait(10)
+
+
+def test_a_line_that_nobody_holds_says_so_at_once() -> None:
+    pulse, pid = start(lambda pulse: None)
+
+    assert not pulse.lifeline.wait_for_end()
+
+    end(pid)
