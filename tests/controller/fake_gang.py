@@ -306,6 +306,9 @@ class Gang:
             elif action == "snapshot":
                 self._keep_snapshot(step)
         last = step == self.world.job.schedule.steps or "stop" in kinds
+        if not last and "pause" in kinds:
+            self._end(step)
+            return
         wanted = last or "checkpoint" in kinds
         if wanted or step % self.world.job.checkpoint.interval_steps == 0:
             self._save(step)
@@ -344,7 +347,8 @@ class Gang:
             self.world.report(self.world.part_s, worker, part, still)
 
     def _end(self, step: int) -> None:
-        if self.command.memory is not None and step == self.command.memory.step:
+        at_last = step == self.world.job.schedule.steps
+        if at_last and self.command.memory is not None and step == self.command.memory.step:
             self._save(step)  # nothing was left to do: it is saved all the same
         self.ended = True
         for worker in self.members:
