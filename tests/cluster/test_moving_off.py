@@ -66,12 +66,13 @@ def without_controller(cluster: Cluster, handle: JobHandle) -> Any:
 
 
 def told(follower: Follower, pattern: str) -> JobEvent:
-    """The next sentence of the story that matches."""
-    return follower.until(
-        lambda event: (
-            event.kind == "story" and re.search(pattern, str(event.fields["text"])) is not None
-        )
-    )
+    """The first sentence of the story that matches."""
+
+    def matches(event: JobEvent) -> bool:
+        is_story = event.kind == "story"
+        return is_story and re.search(pattern, str(event.fields["text"])) is not None
+
+    return next(filter(matches, follower.events), None) or follower.until(matches)
 
 
 def stop(handle: JobHandle, follower: Follower) -> dict[str, object]:

@@ -169,6 +169,8 @@ class Gang:
         self.world.reached("opened", self.step, self.members[0])
         self.opened |= self.told
         for worker in self.members:
+            if worker not in self.world.alive:
+                continue  # it died just now
             for vault in self._readable(worker) if self.command.memory else ():
                 if self.command.memory.is_snapshot:
                     vault.restore(self.step)
