@@ -10,8 +10,8 @@ from elasticmoe.controller.state import JobState, Outcome, Quarantined, Suspicio
 from elasticmoe.controller.wording import described, plural
 
 OWN: Final = ("silent", "died", "stuck")
-"""Signs, beside memory that was found corrupted, that a worker's machine may be to blame. Not its
-own errors, which follow the work; nor the loss of a node, of which nothing is left to be avoided."""
+"""Signs, beside memory that was found corrupted, that a worker's machine may be to blame. Not
+its own errors, which follow the work; nor the loss of a node, of which nothing is left."""
 LONGEST_S: Final = 86_400.0
 """However often: hardware gets repaired, and not everybody tells the job."""
 
