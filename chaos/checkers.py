@@ -115,6 +115,9 @@ def check_attempts(evidence: Evidence, expect: Expect) -> tuple[str, ...]:
     alarms = len(false_alarms(evidence))
     faults = sum(max(len(strike.victims), 1) for strike in evidence.strikes)
     allowed = faults + alarms + expect.steps_rolled_back
+    if expect.steps_redone is not None and redone > expect.steps_redone:
+        why = "; ".join(outage.reason for outage in found if outage.redone)
+        return (f"{redone} steps were begun and not kept, {expect.steps_redone} may be: {why}",)
     if redone <= allowed:
         return ()
     return (

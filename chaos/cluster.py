@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from chaos.errors import ChaosError
+from chaos.errors import ChaosError, NotFiredError
 from chaos.network import Network
 from chaos.proc import Process, argument_of, command_line, pids
 from elasticmoe.cluster.run import DOMAIN_LABEL
@@ -37,7 +37,7 @@ class Cluster:
         directory: Path,
         environment: Mapping[str, str] | None = None,
         *,
-        durable_head: bool = False,
+        durable_head: bool | str = False,
     ) -> None:
         """Start it, and wait until all nodes are up.
 
@@ -46,7 +46,7 @@ class Cluster:
             workers: room on each.
             directory: for logs, and for what the head keeps.
             environment: of all its processes, beside this one's.
-            durable_head: the head keeps its state on disk.
+            durable_head: the head keeps its state: true, on disk; `redis`, there.
 
         Raises:
             ChaosError: not permitted here, or Ray does not start.
@@ -65,7 +65,7 @@ class Cluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
-        if durable_head:
+        if durable_head is True:
             self._environment["RAY_gcs_storage"] = "rocksdb"
             self._environment["RAY_gcs_storage_path"] = str(directory / "gcs")
         self._port = _free_port(self.network.head)
@@ -75,6 +75,8 @@ class Cluster:
         self._starting: dict[str, subprocess.Popen[bytes]] = {}
         self._closed = threading.Event()
         try:
+            if durable_head == "redis":
+                self._environment["RAY_REDIS_ADDRESS"] = self._start_redis(directory)
             self._start_all(nodes)
         except ChaosError:
             self.close()
@@ -107,6 +109,25 @@ class Cluster:
     def raylets(self) -> dict[str, int]:
         """Pid of each node's raylet, by the node's name; the head's is left out."""
         return self._named("raylet", self.network.address)
+
+    def drain(self, node: str, seconds: float) -> str:
+        """Have Ray drain a node, as a preemption notice does; returns the evidence.
+
+        Raises:
+            NotFiredError: Ray refuses.
+        """
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "chaos.drain", self.address,
+                self.network.address[node], str(seconds),
+            ],
+            capture_output=True,
+            text=True,
+            env=self._environment,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise NotFiredError(f"node {node} is not drained: {done.stderr.strip()[-500:]}")
+        return done.stdout.strip()
 
     def gcs_pid(self) -> int | None:
         """The head's GCS; none while it is away."""
@@ -161,6 +182,29 @@ class Cluster:
         self.network.close()
         self._log.close()
         shutil.rmtree(self._environment["RAY_TMPDIR"], ignore_errors=True)
+
+    def _start_redis(self, directory: Path) -> str:
+        if shutil.which("redis-server") is None:
+            raise ChaosError("redis-server is not installed; on Debian: apt-get install it")
+        host, port = self.network.head, _free_port(self.network.head)
+        subprocess.Popen(
+            [
+                "redis-server", "--bind", host, "--port", str(port), "--protected-mode", "no",
+                "--dir", str(directory),
+            ],
+            env=self._environment,
+            stdout=self._log,
+            stderr=self._log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        deadline_s = time.monotonic() + UP_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            with socket.socket() as probe:
+                if probe.connect_ex((host, port)) == 0:
+                    return f"{host}:{port}"
+            time.sleep(0.05)
+        raise ChaosError(f"redis-server did not start; see {self._log.name}")
 
     def _start_all(self, nodes: Sequence[str]) -> None:
         head = [

@@ -20,6 +20,7 @@ from elasticmoe.controller.decisions import (
     Form,
     GiveUp,
     Recover,
+    Regroup,
     Stop,
     Train,
     Wait,
@@ -40,6 +41,7 @@ from elasticmoe.messages.worker import WorkerReady
 _PHASES: Final[dict[type[Any], str]] = {
     Break: "breaking",
     Recover: "gathering",
+    Regroup: "gathering",
     Form: "forming",
     Train: "training",
     Wait: "waiting",

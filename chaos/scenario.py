@@ -45,8 +45,8 @@ class ClusterChoice(Table):
     """Beside the head, which has no room for workers; each is a failure domain of this name."""
     workers: int = Field(default=2, ge=1)
     """Room for workers on each."""
-    durable_head: bool = False
-    """The head keeps its state on disk, so that it can be killed and come back."""
+    durable_head: bool | Literal["redis"] = False
+    """The head keeps its state, so that it can be killed and come back: on disk, or in Redis."""
 
 
 class Target(Table):
@@ -133,6 +133,8 @@ class Expect(Table):
     outcome: Literal["done", "stopped", "failed"] = "stopped"
     steps_rolled_back: int = Field(default=0, ge=0)
     """Committed steps that may be lost, over the whole run."""
+    steps_redone: int | None = Field(default=None, ge=0)
+    """Steps that may be begun again, open ones included; none: one per victim and false alarm."""
     rungs: tuple[str, ...] = ()
     """Every recovery takes one of these; empty: any."""
     answer_s: float = Field(default=30.0, gt=0)

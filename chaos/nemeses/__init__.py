@@ -6,7 +6,7 @@ from chaos.nemeses.base import Nemesis
 from chaos.nemeses.clock import SkewClock
 from chaos.nemeses.link import CutLink, DelayLink, HalfOpenLink
 from chaos.nemeses.memory import FlipBit
-from chaos.nemeses.nodes import KillRayHead, KillRaylet
+from chaos.nemeses.nodes import KillRayHead, KillRaylet, PreemptNode
 from chaos.nemeses.processes import (
     KillAgent,
     KillController,
@@ -25,6 +25,7 @@ NEMESES: Final[dict[str, type[Nemesis]]] = {
     "kill_agent": KillAgent,
     "kill_controller": KillController,
     "kill_raylet": KillRaylet,
+    "preempt_node": PreemptNode,
     "kill_ray_head": KillRayHead,
     "cut_link": CutLink,
     "half_open_link": HalfOpenLink,

@@ -60,6 +60,25 @@ class KillRaylet(OfClusterNodes):
         return Blow((f"node {label}",), evidence, undo)
 
 
+class PreemptNode(OfClusterNodes):
+    """Ray is told to drain a node, as by a preemption notice; `for_s` later the node is killed."""
+
+    for_s: float = Field(default=5.0, ge=1)
+
+    def strike(self, world: World, aim: Aim, rng: np.random.Generator) -> Blow:
+        """Give notice; the node stays away when it is gone."""
+        assert world.cluster is not None
+        cluster = world.cluster
+        label, pid = self.one(world, aim, rng)
+        cluster.keep_away(label)
+        evidence = cluster.drain(label, self.for_s)
+
+        def undo() -> str:
+            return kill(pid, f"raylet of {label}")
+
+        return Blow((f"node {label}",), evidence, undo)
+
+
 class KillRayHead(Nemesis):
     """SIGKILL to the head's GCS; after `for_s` it is started again from what it kept on disk."""
 

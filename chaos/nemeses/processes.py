@@ -63,7 +63,10 @@ class StopWorker(OfWorkers):
 
 
 class TerminateWorker(OfWorkers):
-    """SIGTERM, as a notice; whoever is still there after `for_s` gets SIGKILL."""
+    """SIGTERM, as a notice; whoever is still there after `for_s` gets SIGKILL.
+
+    A worker in a gang has somebody else take its place between two steps: none is redone.
+    """
 
     for_s: float = 2.0
 

@@ -10,6 +10,7 @@ import typer
 from elasticmoe.cli.display import open_view
 from elasticmoe.cli.finished import finished_outcome, read_summary, set_aside
 from elasticmoe.cli.progress import Progress
+from elasticmoe.cli.running import running_job
 from elasticmoe.cli.saying import say
 from elasticmoe.cli.summary import show_summary
 from elasticmoe.cli.watching import how_to_return, interrupts_deferred, watch_job
@@ -48,6 +49,9 @@ def train_job(
     elif outcome := finished_outcome(spec):
         _show_finished(job, spec, outcome)
         return
+    elif running := running_job(spec):
+        _watch_again(spec, *running, plain=plain)
+        return
     say(f"{spec.name}: starting {spec.workers.replicas} workers")
     from elasticmoe.api import client_of
     from elasticmoe.cluster.jobs import submit
@@ -73,6 +77,16 @@ def stop_job(job_dir: JobDir) -> None:
     """Ask a running job to write a checkpoint and end."""
     JobClient.of_directory(job_dir).stop()
     say(f"asked; the job in {job_dir} writes a checkpoint and ends")
+
+
+def _watch_again(job: JobSpec, client: JobClient, step: int, *, plain: bool) -> None:
+    job_dir = Path(job.storage.dir)
+    say(
+        f"{job.name} runs already and is at step {step} of {job.schedule.steps}: watching it again "
+        "(Ctrl-C asks it to stop)"
+    )
+    view = open_view(_progress_of(job), plain=plain, local=_is_here(client))
+    _conclude(job, job_dir, watch_job(client, job_dir, view))
 
 
 def check_data_is_packed(job: JobSpec) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as ray_state
 from ray.exceptions import RayError
 
 from elasticmoe.cluster.agent_actor import Hello, place_agent
@@ -28,6 +29,8 @@ log = get_log(__name__)
 
 LOOK_INTERVAL_S: Final = 0.5
 """How often Ray is asked for its nodes."""
+NO_DEADLINE_S: Final = 30.0
+"""Whoever drains a node without saying until when waits about so long before it goes."""
 LEASE_TICKS: Final = 16
 """An agent that was silent at so many ticks in a row is lost. Ticks, not seconds: if this process
 itself was held up, the agents' reports wait in its queue."""
@@ -57,11 +60,17 @@ class Agents:
     """A node's agent is attached: its name and facts."""
     on_lost: Callable[[str, str], Awaitable[None]]
     """A node is lost: its name and the evidence."""
+    on_leaving: Callable[[str, float, str], Awaitable[None]]
+    """A node goes away soon: its name, the seconds left, the evidence."""
+    shunned: Callable[[], frozenset[str]]
+    """Nodes that the job keeps away from: their seats are to be found elsewhere."""
     by_node: dict[str, Agent] = field(default_factory=dict)
     given_up: set[str] = field(default_factory=set)
     """Incarnations that were declared lost, and must end themselves."""
     placing: dict[str, tuple[Seat, asyncio.Task[None]]] = field(default_factory=dict)
     """Asked for, not attached yet."""
+    draining: dict[str, float] = field(default_factory=dict)
+    """Ray's ids of the nodes that are being drained, and until when (Unix time; 0: unknown)."""
     _claiming: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def look(self) -> None:
@@ -72,8 +81,21 @@ class Agents:
         for name, agent in list(self.by_node.items()):
             if agent.seat.node.id not in nodes:
                 await self._lose(name, "Ray says that the node is dead")
+        await self._look_for_drains()
+        found = [node for node in found if node.id not in self.draining]
         for seat in await self._missing_seats(found):
             self.placing[seat.name] = (seat, asyncio.ensure_future(self._place(seat)))
+
+    async def _look_for_drains(self) -> None:
+        """Learn of preemption notices: whoever gets one has Ray drain the node."""
+        before = self.draining
+        self.draining = await asyncio.to_thread(draining_nodes)
+        for name, agent in list(self.by_node.items()):
+            node_id = agent.seat.node.id
+            until_s = self.draining.get(node_id)
+            if until_s is not None and before.get(node_id) != until_s:
+                left_s = until_s - time.time() if until_s else NO_DEADLINE_S
+                await self.on_leaving(name, left_s, "Ray drains it")
 
     async def find_again(self, names: list[str]) -> None:
         """After a restart of the controller: attach the agents that are still there.
@@ -103,12 +125,25 @@ class Agents:
                 await self.on_lost(name, f"its agent did not survive the controller: {reason}")
 
     async def keep_watch(self) -> None:
-        """Look for nodes and count silence, for as long as the job runs."""
-        next_look_s = 0.0
+        """Look for nodes and count silence, for as long as the job runs.
+
+        Side by side: as long as Ray's head is away, it does not answer, and agents are watched
+        all the same.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_looking())
+            group.create_task(self._keep_counting())
+
+    async def _keep_looking(self) -> None:
         while True:
-            if time.monotonic() >= next_look_s:
+            try:
                 await self.look()
-                next_look_s = time.monotonic() + LOOK_INTERVAL_S
+            except RayError as error:
+                log.warning("not_looked", reason=reason_of(error))
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def _keep_counting(self) -> None:
+        while True:
             await asyncio.sleep(TICK_S)
             for name, agent in list(self.by_node.items()):
                 agent.silent_ticks += 1
@@ -149,7 +184,9 @@ class Agents:
         run = self.run
         workers = run.job.workers
         wanted = workers.max if run.ours else workers.replicas + workers.spares
-        seats = [agent.seat for agent in self.by_node.values()]
+        shunned = self.shunned()
+        seats = [agent.seat for name, agent in self.by_node.items() if name not in shunned]
+        nodes = [node for node in nodes if node.id not in self._ids_of(shunned)]
         seats += [seat for seat, _ in self.placing.values()]
         granted: dict[str, int] = {}
         for seat in seats:
@@ -178,6 +215,10 @@ class Agents:
             )
             for node_id, count in grants.items()
         ]
+
+    def _ids_of(self, names: frozenset[str]) -> frozenset[str]:
+        agents = (self.by_node.get(name) for name in names)
+        return frozenset(agent.seat.node.id for agent in agents if agent is not None)
 
     def _free_name(self, node: RayNode) -> str:
         number = 1
@@ -233,6 +274,14 @@ class Agents:
             agent.watching.cancel()
         ray.kill(agent.handle)
         await self.on_lost(name, evidence)
+
+
+def draining_nodes() -> dict[str, float]:
+    """Ray's ids of the nodes that are being drained, and until when (Unix time; 0: unknown).
+
+    Ray tells an actor nothing of its own drain; its own libraries (Serve, Train) ask here too.
+    """
+    return {node: until_ms / 1000 for node, until_ms in ray_state.get_draining_nodes().items()}
 
 
 def _seat_name(node: RayNode, number: int) -> str:

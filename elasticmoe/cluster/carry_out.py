@@ -172,7 +172,8 @@ class Hands:
     async def _instruct(self, command: InstructGang) -> None:
         order = Instruct(command.generation, command.number, command.action, command.plan)
         line = to_line(order)
-        nodes = list(self._agents.by_node)
+        forming = self._forming.get(command.generation)  # none: formed by an earlier controller
+        nodes = [node for node in self._agents.by_node if not forming or node in forming.members]
         calls = [self._call(node, "instruct", command.generation, line) for node in nodes]
         await asyncio.gather(*calls)
 

@@ -18,10 +18,12 @@ from elasticmoe.cluster.clock import TermClock, rest_before_term
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
+from elasticmoe.cluster.head import Head
 from elasticmoe.cluster.journal_file import FileJournal
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run
 from elasticmoe.cluster.service import Answers, Service
+from elasticmoe.controller.avoided import shunned_nodes
 from elasticmoe.controller.loop import Controller
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.summary import summary
@@ -32,6 +34,7 @@ from elasticmoe.messages.events import (
     CheckpointAsked,
     Event,
     JobSubmitted,
+    NodeLeaving,
     NodeLost,
     Reported,
     StopAsked,
@@ -74,6 +77,7 @@ class ControllerActor:
         self._outcome: dict[str, Any] = {}
         self._is_new = False
         """Whether no controller of this run has ever decided anything."""
+        self._head_is_lost = False
         loop = asyncio.get_running_loop()
         self._beginning = loop.create_task(self._take_over_or_leave())
         self._tasks = [loop.create_task(self._raylet.end_with_it(lambda: None))]
@@ -138,7 +142,9 @@ class ControllerActor:
             log.warning("crash_loop", rest_s=rest_s)
             await asyncio.sleep(rest_s)
         self._narrator = Narrator(journal.term, run.directory / "steps.jsonl")
-        self._agents = Agents(run, journal.term, self._node_up, self._node_lost)
+        self._agents = Agents(
+            run, journal.term, self._node_up, self._node_lost, self._node_leaving, self._shunned
+        )
         self._clock = TermClock(max((_at_s(record) for record in records), default=0.0))
         self._hands = Hands(self._agents, self._post, self._finish, self._clock)
         try:
@@ -162,6 +168,7 @@ class ControllerActor:
         self._tasks += [
             loop.create_task(self._run_controller(controller)),
             loop.create_task(self._agents.keep_watch()),
+            loop.create_task(self._watch_head()),
         ]
         log.info("began", term=journal.term, run=run.id, pid=os.getpid())
         return self._serve()
@@ -226,7 +233,20 @@ class ControllerActor:
         self._over.set()
         if not self._run.ours:  # nobody else would end this detached actor
             await asyncio.sleep(FAREWELL_S)
+            if self._head_is_lost:  # and nobody is there to be told that it must not come back
+                os._exit(0)
             ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    async def _watch_head(self) -> None:
+        """Without its head Ray ends in a while, and the job with it: then rather with a checkpoint
+        and a word why."""
+
+        async def lost(why: str) -> None:
+            self._head_is_lost = True
+            await self._post(StopAsked(self._now(), why))
+
+        head = Head(ray.get_runtime_context().gcs_address)
+        await head.watch(lambda text: self._narrator.notice(self._now(), text), lost)
 
     async def _finish(self, command: EndJob) -> None:
         assert self._controller is not None
@@ -253,6 +273,16 @@ class ControllerActor:
         log.warning("node_lost", node=node, evidence=evidence)
         await self._post(NodeLost(self._now(), node, evidence))
 
+    async def _node_leaving(self, node: str, left_s: float, evidence: str) -> None:
+        log.warning("node_leaving", node=node, left_s=left_s, evidence=evidence)
+        if self._controller is None:
+            return  # nothing is there to be moved
+        now_s = self._now()
+        await self._post(NodeLeaving(now_s, node, now_s + left_s, evidence))
+
+    def _shunned(self) -> frozenset[str]:
+        return shunned_nodes(self._controller.state) if self._controller else frozenset()
+
     async def _take(self, node: str, lines: list[bytes]) -> None:
         """Post an agent's lines in their order, stamped with the time of acceptance.
 
@@ -277,7 +307,10 @@ class ControllerActor:
         if plain["kind"] in _REPORTS:
             return Reported(self._now(), node, decode(_REPORTS, plain))
         event: Event = decode(_EVENTS, plain)
-        return replace(event, at_s=self._now())
+        now_s = self._now()
+        if isinstance(event, NodeLeaving):
+            return replace(event, at_s=now_s, deadline_s=now_s + event.deadline_s - event.at_s)
+        return replace(event, at_s=now_s)
 
     async def _post(self, event: Event) -> None:
         if self._controller is None:

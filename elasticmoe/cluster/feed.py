@@ -11,18 +11,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from elasticmoe.controller.decisions import Break, Recover
+from elasticmoe.controller.avoided import shunned_nodes
+from elasticmoe.controller.decisions import Break, Recover, Regroup
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.state import JobState, WorkerStatus
 from elasticmoe.controller.story import Story
 from elasticmoe.messages.events import (
     CheckpointLost,
     CheckpointSealed,
+    NodeLeaving,
     NodeLost,
     Reported,
     WorkerDied,
+    WorkerSilent,
 )
-from elasticmoe.messages.worker import StepDone, WorkerReady
+from elasticmoe.messages.worker import StepDone, WorkerLeaving, WorkerReady
 from elasticmoe.telemetry.log import get_log
 from elasticmoe.telemetry.metrics import Metrics
 
@@ -114,6 +117,12 @@ class Narrator:
             report = record.body.report
             self._workers[report.worker] = {**asdict(report), "node": record.body.node}
             self._tell_workers(record.body.at_s)
+        elif isinstance(record.body, Reported) and isinstance(record.body.report, WorkerLeaving):
+            self.metrics.add("elasticmoe_faults_total", kind="worker_leaving")
+        elif isinstance(record.body, WorkerSilent):
+            self.metrics.add("elasticmoe_faults_total", kind="worker_silent")
+        elif isinstance(record.body, NodeLeaving):
+            self.metrics.add("elasticmoe_faults_total", kind="node_leaving")
         elif isinstance(record.body, WorkerDied):
             self.metrics.add("elasticmoe_faults_total", kind="worker_died")
             if self._workers.pop(record.body.worker, None):
@@ -170,6 +179,7 @@ class Narrator:
         for status in WorkerStatus:
             count = sum(worker.status is status for worker in state.workers.values())
             self.metrics.set("elasticmoe_workers", count, state=status.value)
+        self.metrics.set("elasticmoe_avoided_nodes", len(shunned_nodes(state)))
         self.metrics.add("elasticmoe_ignored_events_total", state.tally.ignored - self._ignored)
         self._ignored = state.tally.ignored
         return self.metrics.to_text()
@@ -181,6 +191,8 @@ class Narrator:
             since_s = self._outage[0] if self._outage else decision.at_s
             self._outage = (since_s, decision.rung)
             self.metrics.add("elasticmoe_recoveries_total", rung=decision.rung)
+        elif isinstance(decision, Regroup):
+            self.metrics.add("elasticmoe_regroupings_total")
 
     def _tell_workers(self, at_s: float) -> None:
         workers = [self._workers[number] for number in sorted(self._workers)]

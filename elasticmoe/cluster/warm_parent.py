@@ -179,6 +179,7 @@ class WarmParent:
 def main(arguments: list[str]) -> None:
     """Import, wait for the agent, serve it."""
     began_s = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is for the children; we end with our agent
     listener = socket.socket(fileno=int(arguments[0]))
     problem = _preload(arguments[1:])
     gc.collect()

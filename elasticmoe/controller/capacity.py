@@ -3,6 +3,7 @@
 import heapq
 from dataclasses import replace
 
+from elasticmoe.controller.avoided import avoided_nodes, num_staying
 from elasticmoe.controller.casualties import (
     add_casualties,
     decide_fence_silent,
@@ -13,7 +14,6 @@ from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.recovery import backoff_s
 from elasticmoe.controller.state import (
-    LIVING,
     START_PATIENCE_S,
     JobState,
     Node,
@@ -54,7 +54,9 @@ def node_lost(state: JobState, event: NodeLost) -> Outcome:
         if worker.status is not WorkerStatus.LEAVING
     ]
     state = replace(
-        state, nodes={name: node for name, node in state.nodes.items() if name != event.node}
+        state,
+        nodes={name: node for name, node in state.nodes.items() if name != event.node},
+        leaving={name: one for name, one in state.leaving.items() if name != event.node},
     )
     state = without_node(counted(state, nodes_lost=1), event.node)
     return _without(state, tuple(lost), tuple(casualties)), ()
@@ -123,6 +125,7 @@ def _without(
         workers=state.workers.without(gone),
         lost_members=(*state.lost_members, *(one for one in gone if one in state.positions)),
         silent=state.silent.without(gone),
+        leaving_workers=state.leaving_workers.without(gone),
         failed_starts=failed_starts,
     )
     state = add_casualties(counted(state, workers_lost=len(lost)), mattering)
@@ -135,18 +138,23 @@ def _without(
 
 def free_places(state: JobState) -> dict[str, int]:
     """Workers that could be started, per node."""
-    return {name: free_on(state, name) for name in state.nodes}
+    avoided = avoided_nodes(state)
+    return {name: 0 if name in avoided else _free(state, name) for name in state.nodes}
 
 
 def free_on(state: JobState, node: str) -> int:
-    """Workers that could be started on a node."""
+    """Workers that could be started on a node; none, if the job keeps away from it."""
+    return 0 if node in avoided_nodes(state) else _free(state, node)
+
+
+def _free(state: JobState, node: str) -> int:
     known = state.nodes.get(node)
     return max(known.capacity - len(state.workers.on_node(node)), 0) if known else 0
 
 
 def room(state: JobState) -> int:
-    """Living workers and those that could be started."""
-    return state.workers.count(*LIVING) + sum(free_places(state).values())
+    """Living workers and those that could be started, on nodes that are not avoided."""
+    return num_staying(state) + sum(free_places(state).values())
 
 
 def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
@@ -167,7 +175,7 @@ def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
 def decide_gather(state: JobState, reason: str) -> Gather:
     """Have as many workers as are wanted and fit."""
     target = min(state.spec.workers.replicas, room(state))
-    missing = target - state.workers.count(*LIVING)
+    missing = target - num_staying(state)
     return Gather(state.now_s, target, plan_hires(state, missing), reason)
 
 

@@ -113,21 +113,49 @@ class Protect:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Let the gang come to its end: write a last checkpoint and leave the step loop."""
+    """Let the gang come to its end between two steps: with a last checkpoint, or with everything
+    in memory (to `grow`, or to `leave` workers behind) and another gang right after it."""
 
     at_s: float
     generation: int
     number: int
     """Of the instruction; -1: none is needed, all steps are done."""
-    purpose: Literal["finish", "stop", "grow"]
+    purpose: Literal["finish", "stop", "grow", "leave"]
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Regroup:
-    """The gang has ended and its checkpoint is sealed: form another one from there."""
+    """The gang has ended at an agreed step: form another one from there."""
 
     at_s: float
+    reason: str
+    rung: Rung = "checkpoint"
+    """How: `replace` who leaves in place, `failover` to whoever is ready; both from memory."""
+    step: int = 0
+    """Committed steps; from memory only."""
+    leavers: tuple[int, ...] = ()
+    """Members that are replaced in place, and end now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """Members must leave, and the gang cannot do without them: it trains on, and is ready."""
+
+    at_s: float
+    workers: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """A node had faults of its own again and again: it gets no workers for a while."""
+
+    at_s: float
+    node: str
+    until_s: float
+    spared: bool
+    """The job could not run without it: nothing changes."""
     reason: str
 
 
@@ -235,6 +263,8 @@ Decision = (
     | Protect
     | Drain
     | Regroup
+    | Stay
+    | Quarantine
     | Break
     | Fence
     | Recover

@@ -17,6 +17,13 @@ def stop_asked(state: JobState, event: StopAsked) -> Outcome:
     return replace(state, stops=state.stops + 1, stop_by=state.stop_by or event.by), ()
 
 
+def ends_now(state: JobState) -> bool:
+    """Whether a wish to stop is granted at once. In a pause that was agreed on nothing is lost, and
+    the gang is about to train again: it then ends with a checkpoint."""
+    is_planned = state.outage is not None and state.outage.is_planned
+    return state.stops > 1 or (state.stops == 1 and not is_planned)
+
+
 def decide_stop(state: JobState, because: str = "") -> Stop:
     """End now, with the newest checkpoint as it is."""
     kept = state.newest.step if state.newest else 0

@@ -12,6 +12,7 @@ from elasticmoe.controller.decisions import (
     Gather,
     GiveUp,
     LookAgain,
+    Quarantine,
     Recover,
     Stop,
     Wait,
@@ -19,6 +20,7 @@ from elasticmoe.controller.decisions import (
 from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import no_longer_exposed
+from elasticmoe.controller.quarantine import decide_quarantine, suspected
 from elasticmoe.controller.recovery import MOST_RETRIES, Damage, decide_recovery
 from elasticmoe.controller.replacing import (
     can_start,
@@ -53,7 +55,9 @@ def decide_break(state: JobState, evidence: tuple[Casualty, ...]) -> Break:
     return Break(state.now_s, state.generation, evidence, described(evidence))
 
 
-def decide_breaking(state: JobState) -> Fence | Gather | Recover | Wait | GiveUp | Stop | LookAgain:
+def decide_breaking(
+    state: JobState,
+) -> Fence | Gather | Quarantine | Recover | Wait | GiveUp | Stop | LookAgain:
     """Wait until every member is accounted for, kill who is stuck, then choose a rung."""
     if state.stops:
         return decide_stop(state, described(state.casualties))
@@ -67,6 +71,9 @@ def decide_breaking(state: JobState) -> Fence | Gather | Recover | Wait | GiveUp
     if suspect is not None:
         reason = f"{workers_named((suspect,))} looks worst after {MOST_RETRIES} retries"
         return Fence(state.now_s, (suspect,), reason, "could not be trained with and was killed")
+    quarantine = decide_quarantine(state)
+    if quarantine is not None:
+        return quarantine
     decision = decide_recovery(survey(state))
     loses = isinstance(decision, GiveUp) or decision.redo_steps > 0
     sealing = any(seal.generation == state.generation for seal in state.sealing)
@@ -186,7 +193,7 @@ def _decide_waiting(state: JobState) -> Fence | LookAgain | None:
 
 def _park_patience_s(state: JobState) -> float:
     if any(casualty.kind == "stalled" for casualty in state.casualties):
-        return max(STALLED_PATIENCE_S, *state.pace.intervals)
+        return max((STALLED_PATIENCE_S, *state.pace.intervals))
     if len(state.formed) < len(state.members):  # it loads state, or forms groups
         return PARK_PATIENCE_S
     return state.pace.patience_s(PARK_PATIENCE_S)
@@ -235,6 +242,7 @@ def _answered(
         kept = decision.step if from_memory and not decision.open_step else 0
         outage = replace(outage, in_step=False, open_step=decision.open_step, kept_step=kept)
         state = counted(state, open_steps_redone=int(decision.open_step > 0))
+    state = suspected(state, decision.evidence)
     first = _first_error(decision.evidence) if decision.evidence else None
     commands: tuple[Command, ...] = ()
     if from_memory:  # a snapshot is behind what is committed until a generation goes back to it

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from elasticmoe.controller.decisions import Break, Casualty, Form, LookAgain, Stop, Train
-from elasticmoe.controller.ending import decide_stop
+from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import decide_break
+from elasticmoe.controller.leaving import let_go
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.sentences import trains
 from elasticmoe.controller.state import (
@@ -37,7 +38,7 @@ def gang_formed(state: JobState, report: GangFormed) -> Outcome:
 
 def decide_forming(state: JobState) -> Train | Break | Stop | LookAgain:
     """Train once everybody has joined."""
-    if state.stops:
+    if ends_now(state):
         return decide_stop(state)
     if state.casualties:
         return decide_break(state, state.casualties)
@@ -107,7 +108,8 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
     assert plan is not None, "a generation that was formed has a plan"
     is_first = state.generation == 1 and not state.outage.causes  # nothing ran that could stop
     lasted_s = 0.0 if is_first else decision.at_s - state.outage.since_s
-    state, commands = given_up(counted(state, outage_s=lasted_s))
+    state, kills = let_go(counted(state, outage_s=lasted_s))
+    state, commands = given_up(state)
     exposed = single_homed(plan, state.spec.protection.redundancy)
     state = replace(
         state,
@@ -117,5 +119,6 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
         memory_since=state.generation,
         exposed_since_s=decision.at_s if exposed else None,
         pace=state.pace.begun(decision.at_s),
+        staying=(),
     )
-    return state, commands
+    return state, (*kills, *commands)

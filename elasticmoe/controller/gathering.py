@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from elasticmoe.controller.avoided import avoided_nodes, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.decisions import (
@@ -16,7 +17,7 @@ from elasticmoe.controller.decisions import (
     Stop,
     Wait,
 )
-from elasticmoe.controller.ending import decide_stop
+from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import survey
 from elasticmoe.controller.memory import plan_recall
 from elasticmoe.controller.recovery import decide_recovery, origin
@@ -30,6 +31,7 @@ from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import (
     LIVING,
     PARK_PATIENCE_S,
+    REAP_PATIENCE_S,
     JobState,
     Worker,
     WorkerStatus,
@@ -49,7 +51,7 @@ Next = Gather | Fence | Form | Recover | Wait | Stop | GiveUp | LookAgain | None
 
 def decide_gathering(state: JobState) -> Next:
     """Start what is missing, wait until all are ready, form."""
-    if state.stops:
+    if ends_now(state):
         return decide_stop(state)
     silent = decide_fence_silent(state)
     if silent is not None:
@@ -84,7 +86,7 @@ def _decide_afresh(state: JobState) -> Next:
 
 def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | LookAgain | None:
     """Have a number of workers ready, or as many as there is room for; none: they are."""
-    living = state.workers.count(*LIVING)
+    living = num_staying(state)
     if living < enough or living < state.spec.workers.min:
         fitting = room(state)
         if fitting < state.spec.workers.min:
@@ -103,6 +105,10 @@ def _decide_retry(state: JobState) -> Next:
 
 
 def _decide_replace(state: JobState) -> Next:
+    leaving = [one for one in having(state, WorkerStatus.LEAVING) if one.number in state.positions]
+    reaped_s = max((one.since_s + REAP_PATIENCE_S for one in leaving), default=0.0)
+    if state.now_s < reaped_s:  # its death tells what it leaves, and frees its place
+        return LookAgain(reaped_s)
     replacements = find_replacements(state)
     if replacements.refusal:
         return _reconsider(state, "replace", replacements.refusal)
@@ -119,15 +125,38 @@ def _decide_replace(state: JobState) -> Next:
 def _decide_failover(state: JobState, rung: Rung) -> Next:
     """Nobody waits for a worker that starts, unless there are too few without it, or nobody else
     can read memory that is needed."""
-    if state.workers.count(WorkerStatus.IDLE) < state.spec.workers.min:
+    ready = _ready(state)
+    if len(ready) < state.spec.workers.min:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
     reader = _decide_readers(state) if rung == "failover" else None
     if reader is not None:
         return reader
-    workers = tuple(worker.number for worker in _ready(state))
-    return _form_from_memory(state, rung, workers, {}, None)
+    if rung == "failover" and avoided_nodes(state) and _lacks_memory(state, ready):
+        ready = _ready(state, avoided=frozenset())  # who was to be left has what nobody else has
+    workers = tuple(worker.number for worker in ready)
+    return _form_from_memory(state, rung, workers, {}, _layout_to_grow(state, workers))
+
+
+def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
+    """A gang that pauses to grow is laid out afresh: who comes takes a share of all homes, and
+    those of each unit are apart again. None: after a loss as little as possible is moved."""
+    outage = state.outage
+    if outage is None or not outage.is_planned or outage.causes:
+        return None
+    assert state.job is not None, "no job was submitted"
+    return make_plan(state.job.spec, state.job.inventory, _members(state, workers))
+
+
+def _lacks_memory(state: JobState, workers: tuple[Worker, ...]) -> bool:
+    """Whether workers cannot go on without what others, who wait too, have in memory."""
+    assert state.settled_step is not None, "a rung of memory has settled the step"
+    staying = {worker.number for worker in workers}
+    waiting = {one.number for one in having(state, WorkerStatus.IDLE)} - staying
+    without = replace(state, vaults=state.vaults.without(waiting))
+    nodes = frozenset(worker.node for worker in workers)
+    return bool(shortage(without, state.settled_step, nodes))
 
 
 def _decide_readers(state: JobState) -> Gather | Fence | LookAgain | None:
@@ -157,10 +186,16 @@ def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveU
     return decide_recovery(survey(state, ((rung, why),)))
 
 
-def _ready(state: JobState) -> tuple[Worker, ...]:
+def _ready(state: JobState, avoided: frozenset[str] | None = None) -> tuple[Worker, ...]:
     """Workers for the next generation: those with memory first, or on a node where some is to be
-    read. Those of one node follow each other."""
-    ready, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
+    read. Those of one node follow each other.
+
+    Args:
+        avoided: nodes that are left out; none: those that the job keeps away from.
+    """
+    avoided = avoided_nodes(state) if avoided is None else avoided
+    waiting, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
+    ready = tuple(worker for worker in waiting if worker.node not in avoided)
 
     def place(worker: Worker) -> tuple[str, str, int]:
         return state.nodes[worker.node].domain, worker.node, worker.number
@@ -260,6 +295,6 @@ def _decide_wait(state: JobState, fitting: int) -> Wait:
 def _missing(state: JobState, fitting: int) -> str:
     wanted = state.spec.workers.replicas
     target = min(wanted, fitting)
-    missing = target - state.workers.count(*LIVING)
+    missing = target - num_staying(state)
     fewer = f", room for no more of the {wanted} wanted" if target < wanted else ""
     return f"{missing} missing of {target}{fewer}"

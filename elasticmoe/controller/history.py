@@ -6,7 +6,7 @@ Reads the records alone, never the state machine's state, so that it can contrad
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Wait
+from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Regroup, Wait
 from elasticmoe.controller.record import Progress, Record, turns
 from elasticmoe.controller.recovery import KEEPING
 from elasticmoe.messages.events import (
@@ -217,6 +217,8 @@ def _decided(history: History, decision: Decision) -> None:
         case Recover() if decision.rung in KEEPING:
             history.settle(decision.step)
         case Wait() if decision.from_memory and not decision.redo_steps:
+            history.settle(decision.step)
+        case Regroup() if decision.rung != "checkpoint":
             history.settle(decision.step)
         case Finish():
             history.finish()

@@ -18,7 +18,9 @@ from elasticmoe.controller import (
     faults,
     forming,
     gathering,
+    leaving,
     protecting,
+    quarantine,
     snapshots,
     training,
 )
@@ -34,8 +36,10 @@ from elasticmoe.controller.decisions import (
     GiveUp,
     LookAgain,
     Protect,
+    Quarantine,
     Recover,
     Regroup,
+    Stay,
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
@@ -56,7 +60,7 @@ from elasticmoe.controller.state import (
 )
 from elasticmoe.controller.wording import command_failed
 from elasticmoe.messages.codec import build
-from elasticmoe.messages.commands import BreakGeneration, Command, InstructGang, WakeAt
+from elasticmoe.messages.commands import BreakGeneration, Command, WakeAt
 from elasticmoe.messages.events import (
     CheckpointAsked,
     CheckpointLost,
@@ -64,6 +68,7 @@ from elasticmoe.messages.events import (
     CommandFailed,
     Event,
     JobSubmitted,
+    NodeLeaving,
     NodeLost,
     NodeUp,
     Reported,
@@ -80,6 +85,7 @@ from elasticmoe.messages.worker import (
     GangFormed,
     StepDone,
     WorkerFailed,
+    WorkerLeaving,
     WorkerParked,
     WorkerReady,
 )
@@ -106,7 +112,9 @@ APPLY: Final[Mapping[type, Callable[[JobState, Any], Outcome]]] = {
     TakeSnapshot: snapshots.apply_take_snapshot,
     Protect: protecting.apply_protect,
     Drain: training.apply_drain,
-    Regroup: training.apply_regroup,
+    Regroup: leaving.apply_regroup,
+    Stay: leaving.apply_stay,
+    Quarantine: quarantine.apply_quarantine,
     Break: faults.apply_break,
     Fence: capacity.apply_fence,
     Recover: faults.apply_recover,
@@ -204,8 +212,7 @@ def outstanding(state: JobState) -> tuple[Command, ...]:
         commands.append(forming.form_command(state.form))
     if state.phase is Phase.BREAKING:
         commands.append(BreakGeneration(state.generation, "the generation is over"))
-    if state.drain is not None and state.drain.number > state.instructed:
-        commands.append(InstructGang(state.generation, state.drain.number, "stop"))
+    commands += training.drain_commands(state)
     if state.is_final:
         return ending.end_commands(state)
     return tuple(commands)
@@ -236,6 +243,8 @@ def _absorb_known(state: JobState, entry: Entry) -> Outcome:
             return capacity.node_up(state, entry)
         case NodeLost():
             return capacity.node_lost(state, entry)
+        case NodeLeaving():
+            return leaving.node_leaving(state, entry)
         case WorkerDied():
             return capacity.worker_died(state, entry)
         case WorkerSilent():
@@ -265,6 +274,8 @@ def _reported(state: JobState, event: Reported) -> Outcome:
             return casualties.worker_parked(state, report)
         case WorkerFailed() as report:
             return casualties.worker_failed(state, report, event.node)
+        case WorkerLeaving() as report:
+            return leaving.worker_leaving(state, report)
         case CheckpointPart() as report:
             return checkpoints.part(state, report)
         case CheckpointFailed() as report:

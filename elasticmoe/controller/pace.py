@@ -7,6 +7,9 @@ SHORTEST_BOUND_S: Final = 0.25
 """A stop of the machine's clock or a busy core holds up a healthy gang by some tens of ms."""
 FACTOR: Final = 3.0
 """Times the slowest of the last steps."""
+FIRST_FACTOR: Final = 10.0
+"""The same for the first step of a generation, with which freshly forked processes warm up: beside
+busy processes it took up to six times as long as any first step before it."""
 NUM_INTERVALS: Final = 50
 """Of so many steps the 99th percentile is the slowest."""
 FEWEST_INTERVALS: Final = 5
@@ -71,16 +74,16 @@ class Pace:
         """
         if len(self.intervals) < FEWEST_INTERVALS:
             return None
-        slowest_s = max(self.intervals)
+        slowest_s, factor = max(self.intervals), FACTOR
         if self.is_first:
             if not self.slowest_first_s:
                 return None
-            slowest_s = max(slowest_s, self.slowest_first_s)
+            slowest_s, factor = max(slowest_s, self.slowest_first_s), FIRST_FACTOR
         if is_saving:
             if not self.slowest_saving_s:
                 return None
             slowest_s = max(slowest_s, self.slowest_saving_s)
-        return max(SHORTEST_BOUND_S, FACTOR * slowest_s) * 2.0**self.doublings
+        return max(SHORTEST_BOUND_S, factor * slowest_s) * 2.0**self.doublings
 
     def patience_s(self, unknown_s: float) -> float:
         """How long a member may take to leave its generation: what it computes between two

@@ -23,13 +23,19 @@ def decide_protect(state: JobState) -> Protect | None:
     units = len(single_homed(state.plan, redundancy)) - len(single_homed(better, redundancy))
     if units <= 0:
         return None
+    reason = f"{plural(units, 'unit')} {'gets' if units == 1 else 'get'} another home"
+    return protect_with(state, better, units, reason)
+
+
+def protect_with(state: JobState, better: Plan, units: int, reason: str) -> Protect:
+    """Have the gang that trains go over to a plan with other homes."""
     return Protect(
         at_s=state.now_s,
         generation=state.generation,
         number=state.next_command,
         plan=better.to_json(),
         units=units,
-        reason=f"{plural(units, 'unit')} {'gets' if units == 1 else 'get'} another home",
+        reason=reason,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from elasticmoe.controller.avoided import avoided_nodes
 from elasticmoe.controller.capacity import free_on
 from elasticmoe.controller.casualties import repeated_failure
 from elasticmoe.controller.copies import has_progress, suppliable
@@ -135,6 +136,8 @@ def _outsiders(state: JobState, node: str) -> Iterator[int]:
 def _refusal(state: JobState, node: str, lacking: int) -> str:
     if node not in state.nodes:
         return f"node {node} is gone"
+    if lacking and node in avoided_nodes(state):
+        return f"node {node} gets no workers"
     if lacking > free_on(state, node):
         return f"there is no room on node {node}"
     if lacking and state.failed_starts.get(node, 0) >= FAILED_STARTS:

@@ -59,6 +59,8 @@ def _whose_memory(state: JobState) -> str:
 def _open_step(outage: Outage) -> str:
     if outage.redo_steps:
         return ""
+    if outage.is_planned and not outage.open_step:
+        return "no step redone"
     if outage.open_step:
         return f"step {outage.open_step} redone"
     return f"step {outage.kept_step} kept" if outage.kept_step else ""

@@ -109,6 +109,33 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A node or a worker that goes away soon."""
+
+    deadline_s: float
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """A fault of a node's own, or of a worker's on it, while all others were well."""
+
+    at_s: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A node that is not trusted for a while."""
+
+    until_s: float
+    lasts_s: float
+    """The next time is twice as long."""
+    spared: bool
+    """It goes on being used, because the job could not run without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class FirstError:
     """The error that a series of recoveries began with."""
 
@@ -126,6 +153,8 @@ class Outage:
     """Committed steps that are given up and redone."""
     members: int = 0
     """Of the gang that trained before."""
+    is_planned: bool = False
+    """It began between two steps at which everybody agreed to pause."""
     in_step: bool = False
     """Whether it was in the middle of a step, and that has not been decided upon yet."""
     open_step: int = 0
@@ -155,6 +184,9 @@ class Tally:
     """Time in training with units that lacked a home."""
     workers_lost: int = 0
     nodes_lost: int = 0
+    nodes_quarantined: int = 0
+    regroupings: int = 0
+    """Changes of the gang between two steps, which redo none."""
     checkpoints_sealed: int = 0
     checkpoints_lost: int = 0
     ignored: int = 0
@@ -178,6 +210,18 @@ class JobState:
     """Reason of the end."""
 
     nodes: Mapping[str, Node] = field(default_factory=dict)
+    leaving: Mapping[str, Leaving] = field(default_factory=dict)
+    """Nodes that go away soon."""
+    leaving_workers: NumberMap[Leaving] = field(default_factory=NumberMap)
+    """Workers that were told to end, alone."""
+    staying: tuple[int, ...] = ()
+    """Members that must leave and that the gang was found to need."""
+    stayed_s: float = 0.0
+    """When that was found; new capacity may change it."""
+    suspicions: tuple[Suspicion, ...] = ()
+    """Oldest first; of the last while, and of nodes that are not quarantined."""
+    quarantines: Mapping[str, Quarantined] = field(default_factory=dict)
+    """By node, also those that are over."""
     capacity_changed_s: float = 0.0
     workers: Roster = field(default_factory=Roster)
     """All that are not known to be dead, by number."""

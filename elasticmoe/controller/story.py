@@ -13,7 +13,9 @@ from elasticmoe.controller.decisions import (
     Gather,
     GiveUp,
     Protect,
+    Quarantine,
     Recover,
+    Stay,
     Stop,
     TakeCheckpoint,
     Train,
@@ -122,7 +124,7 @@ class Story:
                 return f"growing: {decision.reason}"
             case TakeCheckpoint():
                 return f"taking a checkpoint: {decision.reason}"
-            case Fence() | Finish() | Stop():
+            case Fence() | Finish() | Stop() | Stay() | Quarantine():
                 return decision.reason
             case GiveUp():
                 return f"gave up: {decision.reason}"

@@ -40,6 +40,8 @@ def summary(state: JobState) -> dict[str, Any]:
         "outage_s": tally.outage_s,
         "workers_lost": tally.workers_lost,
         "nodes_lost": tally.nodes_lost,
+        "nodes_quarantined": tally.nodes_quarantined,
+        "regroupings": tally.regroupings,
         "checkpoints": tally.checkpoints_sealed,
         "checkpoints_lost": tally.checkpoints_lost,
         "newest_checkpoint": state.newest.uri if state.newest else None,

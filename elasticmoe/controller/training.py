@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from elasticmoe.controller.avoided import next_end_s, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.decisions import (
@@ -16,12 +17,14 @@ from elasticmoe.controller.decisions import (
     LookAgain,
     Protect,
     Regroup,
+    Stay,
     Stop,
     TakeCheckpoint,
     TakeSnapshot,
 )
 from elasticmoe.controller.ending import decide_finish, decide_stop
 from elasticmoe.controller.faults import decide_break
+from elasticmoe.controller.leaving import decide_leave, decide_regroup, leavers, pauses
 from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import decide_protect, protected
@@ -29,11 +32,9 @@ from elasticmoe.controller.record import Progress
 from elasticmoe.controller.snapshots import decide_snapshot, look_for_snapshot, snapshot_taken
 from elasticmoe.controller.state import (
     DRAIN_PATIENCE_S,
-    LIVING,
     SETTLE_S,
     UNMEASURED_BOUND_S,
     JobState,
-    Outage,
     Outcome,
     WorkerStatus,
     counted,
@@ -182,15 +183,26 @@ def checkpoint_asked(state: JobState) -> Outcome:
 
 def decide_training(
     state: JobState,
-) -> Break | Drain | TakeCheckpoint | TakeSnapshot | Protect | Gather | Fence | LookAgain | None:
-    """Answer faults first, then wishes, then what is missing, then room to grow."""
+) -> (
+    Break
+    | Drain
+    | TakeCheckpoint
+    | TakeSnapshot
+    | Protect
+    | Gather
+    | Fence
+    | Stay
+    | LookAgain
+    | None
+):
+    """Answer faults first, then wishes, then who must leave, what is missing, room to grow."""
     if state.casualties:
         return decide_break(state, state.casualties)
     stalled = _decide_stalled(state)
     if isinstance(stalled, Break):
         return stalled
     looks = [] if stalled is None else [stalled]
-    for decide in (_decide_wishes, decide_protect, decide_snapshot, _decide_grow):
+    for decide in (_decide_wishes, decide_leave, decide_protect, decide_snapshot, _decide_grow):
         found = decide(state)
         if isinstance(found, LookAgain):
             looks.append(found)
@@ -210,26 +222,33 @@ def _decide_wishes(state: JobState) -> Drain | TakeCheckpoint | Fence | None:
         reason = f"{state.stop_by} asked to stop"
         return Drain(state.now_s, state.generation, number, "stop", reason)
     if state.checkpoint_asked:
-        return TakeCheckpoint(state.now_s, state.generation, number, "somebody asked for it")
+        asked = "members may be gone soon" if state.staying else "somebody asked for it"
+        return TakeCheckpoint(state.now_s, state.generation, number, asked)
     return decide_fence_silent(state)
 
 
 def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
-    """Use more workers once they are ready. Grow late: every change of size pauses the gang."""
+    """Use more workers once they are ready. Grow late: every change of size pauses the gang. Not
+    before those who must leave have left: that is one change then."""
     workers = state.spec.workers
+    if not set(leavers(state)) <= set(state.staying):
+        return None
     if len(state.members) >= workers.replicas:
         return None
     target = min(workers.replicas, room(state))
     if target <= len(state.members):
-        return None
+        end_s = next_end_s(state)  # of a quarantine, or of a notice that came to nothing
+        return None if end_s is None else LookAgain(end_s)
     settled_s = max(state.capacity_changed_s + workers.settle_s, state.grow_after_s)
     if state.now_s < settled_s:
         return LookAgain(settled_s)
     more = target - len(state.members)
-    if state.workers.count(*LIVING) < target:
+    if num_staying(state) < target:
         return decide_gather(state, f"room for {more} more stayed healthy")
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
+    if state.parts or state.sealing:  # a checkpoint that is being written would be lost
+        return None
     return Drain(
         state.now_s,
         state.generation,
@@ -269,7 +288,10 @@ def decide_draining(
 
 
 def _decide_ended(state: JobState, step: int) -> Finish | Stop | Break | GiveUp | Regroup | None:
-    """All members are at their end: go on as soon as it is known whether that is saved."""
+    """All members are at their end: go on as soon as it is known whether that is saved, or at once
+    if all that was wanted is another gang."""
+    if pauses(state.drain) and step < state.spec.schedule.steps:
+        return decide_regroup(state, step)
     if step in state.unsaved_steps:
         why = f"the checkpoint of step {step} could not be written: {state.unsaved_steps[step]}"
         return decide_stop(state, why) if state.stops else _decide_unfinished(state, why)
@@ -279,8 +301,7 @@ def _decide_ended(state: JobState, step: int) -> Finish | Stop | Break | GiveUp 
         return decide_finish(state)
     if state.stops:
         return decide_stop(state)
-    assert state.drain is not None, "draining has a purpose"
-    return Regroup(state.now_s, state.drain.reason)
+    return None
 
 
 def _decide_unfinished(state: JobState, why: str) -> GiveUp | Break:
@@ -304,9 +325,13 @@ def apply_drain(state: JobState, decision: Drain) -> Outcome:
     if decision.number == NO_NUMBER:
         return state, ()
     state = replace(state, next_command=decision.number + 1)
-    return state, (InstructGang(decision.generation, decision.number, "stop"),)
+    return state, drain_commands(state)
 
 
-def apply_regroup(state: JobState, decision: Regroup) -> Outcome:
-    """The pause for the change of size counts as an outage without a cause."""
-    return replace(state, outage=Outage(decision.at_s), failed_hires=0), ()
+def drain_commands(state: JobState) -> tuple[InstructGang, ...]:
+    """What the gang was told and has not done yet; said again after a restart."""
+    drain = state.drain
+    if drain is None or drain.number <= state.instructed:
+        return ()
+    action = "pause" if pauses(drain) else "stop"
+    return (InstructGang(drain.generation, drain.number, action),)

@@ -69,7 +69,7 @@ class InstructGang:
     generation: int
     number: int
     action: str
-    """`checkpoint`, `stop`, `protect` or `snapshot`, as in `messages.worker.Instruct`."""
+    """`checkpoint`, `stop`, `pause`, `protect` or `snapshot`, as in `messages.worker.Instruct`."""
     plan: dict[str, Any] | None = None
     """For `protect`: the plan to follow."""
 

@@ -27,6 +27,7 @@ from elasticmoe.messages.worker import (
     GangFormed,
     StepDone,
     WorkerFailed,
+    WorkerLeaving,
     WorkerParked,
     WorkerReady,
 )
@@ -77,6 +78,18 @@ class NodeLost:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeLeaving:
+    """A node goes away soon and lives until then: a preemption notice, or somebody drains it."""
+
+    at_s: float
+    node: str
+    deadline_s: float
+    """From then on it may be gone; on the same clock as `at_s`. Whoever does not know the
+    controller's clock counts both from 0."""
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerDied:
     """A worker's process ended; the agent has reaped it."""
 
@@ -114,6 +127,7 @@ class Reported:
         | GangFormed
         | StepDone
         | WorkerParked
+        | WorkerLeaving
         | WorkerFailed
         | CheckpointPart
         | CheckpointFailed
@@ -186,6 +200,7 @@ Event = (
     | TermBegan
     | NodeUp
     | NodeLost
+    | NodeLeaving
     | WorkerDied
     | WorkerSilent
     | Reported

@@ -5,7 +5,10 @@ a receiver drops what is older than what it knows.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+NOTICE_S: Final = 30.0
+"""From SIGTERM to SIGKILL, if nobody says otherwise: what Kubernetes and Slurm grant unasked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,9 @@ class Instruct:
     generation: int
     number: int
     action: str
-    """`checkpoint`: write one at this step; `stop`: write one, then end the gang; `protect`: follow
-    `plan` from the next step on; `snapshot`: take one."""
+    """`checkpoint`: write one at this step; `stop`: write one, then end the gang; `pause`: end the
+    gang, everything stays in memory; `protect`: follow `plan` from the next step on; `snapshot`:
+    take one."""
     plan: dict[str, Any] | None = None
     """For `protect`: `Plan.to_json()`, the gang's plan with other homes."""
 
@@ -177,6 +181,17 @@ class WorkerParked:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """This process was told to end soon, and trains on until somebody takes its place."""
+
+    worker: int
+    seconds: float
+    """For how long it may count on being left alone."""
+    evidence: str
+    """`SIGTERM`."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerFailed:
     """Training raised something no recovery cures; the worker ends."""
 
@@ -225,6 +240,7 @@ WorkerReport = (
     | GangFormed
     | StepDone
     | WorkerParked
+    | WorkerLeaving
     | WorkerFailed
     | CheckpointPart
     | CheckpointFailed

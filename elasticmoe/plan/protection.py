@@ -1,12 +1,16 @@
 """Which units have too few homes, and how they get new ones in the background."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from elasticmoe.plan.holders import unit_sizes
 from elasticmoe.plan.homes import add_mirrors
 from elasticmoe.plan.moves import plan_moves
-from elasticmoe.plan.types import Inventory, Plan
+from elasticmoe.plan.types import Inventory, Member, Plan
 from elasticmoe.spec.job import JobSpec
 
 
@@ -16,11 +20,48 @@ def single_homed(plan: Plan, redundancy: int) -> tuple[int, ...]:
     return tuple(unit for unit, homes in enumerate(plan.homes) if len(homes) < wanted)
 
 
-def restore_protection(plan: Plan, job: JobSpec, inventory: Inventory) -> Plan:
-    """Add the mirrors that are missing, by copysets; every home stays where it is."""
+def confined(plan: Plan, members: AbstractSet[int]) -> tuple[int, ...]:
+    """Units that have no home but on some members; ascending."""
+    return tuple(unit for unit, homes in enumerate(plan.homes) if members >= set(homes))
+
+
+def restore_protection(
+    plan: Plan, job: JobSpec, inventory: Inventory, leaving: AbstractSet[int] = frozenset()
+) -> Plan:
+    """Add the mirrors that are missing, by copysets; every home stays where it is.
+
+    Args:
+        leaving: members that go away soon: units that only they are homes of get a home on
+            another member, though they have enough.
+    """
     redundancy = job.protection.redundancy
     homes = add_mirrors(plan.members, plan.homes, unit_sizes(inventory), redundancy)
+    if leaving:
+        homes = _with_others(plan.members, homes, unit_sizes(inventory), leaving)
     return replace(plan, homes=homes)
+
+
+def _with_others(
+    members: Sequence[Member],
+    homes: Sequence[Sequence[int]],
+    sizes: NDArray[np.int64],
+    leaving: AbstractSet[int],
+) -> tuple[tuple[int, ...], ...]:
+    """A further home where all are on members that leave: on whoever else keeps least."""
+    kept = {place: 0 for place in range(len(members)) if place not in leaving}
+    for unit, places in enumerate(homes):
+        for place in places:
+            if place in kept:
+                kept[place] += int(sizes[unit])
+    found = []
+    for unit, places in enumerate(homes):
+        if kept and leaving >= set(places):
+            other = min(kept, key=lambda place: (kept[place], place))
+            kept[other] += int(sizes[unit])
+            found.append((*places, other))
+        else:
+            found.append(tuple(places))
+    return tuple(found)
 
 
 def split_restoration(

@@ -8,7 +8,9 @@ What gloo needs (measured, torch 2.13): a dead peer is seen by everybody in all-
 barrier, but only by its neighbours in the ring collectives, so only the former are used. A
 blocked operation is freed by shutting down the group's own connected sockets, and even then
 sometimes hangs in `Work.wait()`; so every wait here polls the work together with the "this
-generation is over" flag, and abandoned work is kept alive until the process ends.
+generation is over" flag. What a broken generation leaves (six threads and nine descriptors with
+two groups) is freed by a thread that nobody waits for: the group's destructor joins its threads,
+and would hang with an operation that does.
 """
 
 import os
@@ -34,6 +36,7 @@ LONGEST_WAIT: Final = timedelta(days=1)
 """Broken generations are ended by their flag, never by the library's timeout."""
 LONGEST_POLL_S: Final = 5e-4
 _graveyard: list[object] = []
+"""Abandoned work and what it reads and writes; buried together with its group."""
 _c10d: Any = dist
 """Its compiled classes are not all in its type stubs."""
 
@@ -195,6 +198,10 @@ class Group:
         """Start receiving into a contiguous tensor from one rank."""
         return self._point_to_point("recv", tensor, source, tag)
 
+    def forget(self) -> None:
+        """Let go of the library's group, so that whoever buries it holds it alone."""
+        self._backend = None
+
     def _point_to_point(self, kind: str, tensor: Tensor, peer: int, tag: int) -> Pending:
         self._over.check()
         work = self._start(kind, [tensor], peer, tag)
@@ -240,6 +247,7 @@ class Groups:
         self.over, self._pulse = over, pulse
         self._is_cuda = device.type == "cuda"
         self._backends: list[Any] = []
+        self._made: list[Group] = []
         self._sockets: list[socket.socket] = []
         self._failure: BaseException | None = None
         former = threading.Thread(
@@ -274,9 +282,11 @@ class Groups:
                     space = _c10d.PrefixStore(f"{prefix}/{name}", store)
                     backend = _new_backend(space, rank, size, host, is_cuda=self._is_cuda)
                     self._backends.append(backend)
-                return Group(
+                made = Group(
                     backend, rank, size, self.over, is_cuda=self._is_cuda, pulse=self._pulse
                 )
+                self._made.append(made)
+                return made
 
             self.world = group("world", member, num_members)
             if stage.members == tuple(range(num_members)):
@@ -309,8 +319,20 @@ class Groups:
         self.break_now(self.over.reason or "the groups were closed")
         for connection in self._sockets:
             connection.close()
-        _graveyard.append(self._backends)
-        self._backends, self._sockets = [], []
+        for group in self._made:
+            group.forget()
+        remains = [*self._backends, *_graveyard]
+        _graveyard.clear()
+        self._backends, self._sockets, self._made = [], [], []
+        if remains:
+            threading.Thread(target=_bury, args=(remains,), daemon=True, name="burial").start()
+
+
+def _bury(remains: list[object]) -> None:
+    """Free what a broken generation left behind, groups first: their destructors wait, without the
+    interpreter's lock, for operations that still run and use what is freed after them."""
+    while remains:
+        del remains[0]
 
 
 def _new_backend(store: Any, rank: int, size: int, host: str, *, is_cuda: bool) -> Any:

@@ -1,7 +1,8 @@
 """A worker process: obeys its agent, trains with its gang, ends when its agent is gone.
 
-Three threads: this one trains; the mailbox reads commands, so that a generation can be broken
-while training is stuck in a collective; the third beats, to show that the interpreter runs.
+Four threads: this one trains; the mailbox reads commands, so that a generation can be broken
+while training is stuck in a collective; one beats, to show that the interpreter runs; the last one
+waits for a notice that the process is to end.
 """
 
 import os
@@ -38,6 +39,7 @@ from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Rendezvous
 from elasticmoe.runtime.mailbox import Current, Mailbox, name_thread
 from elasticmoe.runtime.memory import State
+from elasticmoe.runtime.notice import heed_sigterm
 from elasticmoe.runtime.optimizer import CorruptedError
 from elasticmoe.runtime.recall import Recall
 from elasticmoe.runtime.step import (
@@ -79,6 +81,7 @@ def run_worker(
     """
     torch.set_num_threads(job.workers.threads)
     mailbox = Mailbox(sock)
+    heed_sigterm(mailbox, worker)
     mailbox.send(WorkerReady(worker, os.getpid()))
     try:
         Service(mailbox, job, worker, pulse).run()
@@ -151,8 +154,8 @@ class Service:
         formed = GangFormed(form.generation, self._worker, gang.progress.step + 1, gang.seconds)
         self._mailbox.send(formed)
         try:
-            self._train(gang, form)
-            self._writer.wait(gang.groups.over)
+            if not self._train(gang, form):  # in a pause the writing goes on
+                self._writer.wait(gang.groups.over)
         finally:
             gang.groups.close()
         self._mailbox.send(GangEnded(form.generation, self._worker, gang.progress.step))
@@ -199,8 +202,9 @@ class Service:
         phase, collective = (pulse.phase, pulse.collective) if pulse else ("", 0)
         return read_copies(vault, self._worker, is_alive=True, phase=phase, collective=collective)
 
-    def _train(self, gang: Gang, form: FormGang) -> None:
-        """Take steps until the schedule ends or a stop takes effect."""
+    def _train(self, gang: Gang, form: FormGang) -> bool:
+        """Take steps until the schedule ends, or a stop or a pause takes effect: true if it is a
+        pause, which leaves everything in memory and saves nothing."""
         job, settled = gang.job, form.first_command - 1
         first_step, snapshot_s = gang.progress.step, 0.0
         if form.memory is not None and first_step == job.schedule.steps:
@@ -219,6 +223,7 @@ class Service:
                 report = _step_report(gang, form.generation, done, settled)
                 self._mailbox.send(replace(report, snapshot_s=snapshot_s))
             last = "stop" in actions or step == job.schedule.steps
+            pauses = "pause" in actions and not last
             if last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0:
                 self._writer.take(gang)
             for command in commands:
@@ -229,8 +234,11 @@ class Service:
             interval = job.protection.hash_interval_steps
             if interval and (last or step % interval == 0):
                 compare_homes(gang)
-            if last:
-                return
+            if pauses:
+                gang.groups.world.barrier()  # nobody hangs up on a peer that still listens
+            if last or pauses:
+                return pauses
+        return False
 
 
 def _step_report(gang: Gang, generation: int, done: CommittedStep, settled: int) -> StepDone:

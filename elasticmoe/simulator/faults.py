@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from elasticmoe.controller.record import Decided, Record
-from elasticmoe.messages.events import Reported
+from elasticmoe.messages.events import NodeLeaving, Reported
 from elasticmoe.messages.worker import WorkerFailed
 from elasticmoe.simulator import leaving
 from elasticmoe.simulator.gang import Gang
@@ -22,6 +22,7 @@ Kind = Literal[
     "lose_node",
     "vanish_node",
     "lose_domain",
+    "preempt",
     "agent",
     "partition",
     "slow",
@@ -32,9 +33,9 @@ Kind = Literal[
 """crash, hang, stall, fail: one worker ends, stops, makes no progress, ends with its own error.
 cut: the gang's connections break, everybody lives. lose_node, vanish_node: a machine ends, with and
 without resets that its peers see. lose_domain: all machines of a failure domain end together.
-agent: an agent ends, its machine lives. partition: an agent and the controller do not hear each
-other. slow: a node's workers take longer. controller: it dies behind a record. seal: manifests
-cannot be written. node_up: a machine arrives."""
+preempt: a machine's end is announced, and comes. agent: an agent ends, its machine lives.
+partition: an agent and the controller do not hear each other. slow: a node's workers take longer.
+controller: it dies behind a record. seal: manifests cannot be written. node_up: one arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Fault:
     delay_s: float = 0.0
     """So long behind it."""
     lasts_s: float = 0.0
-    """hang, partition, slow: for so long (0: for good)."""
+    """hang, partition, slow: for so long (0: for good); preempt: from the notice to the end."""
     records: int = 0
     """controller: so many records later."""
     acts: int = 0
@@ -250,6 +251,20 @@ def _lose_domain(world: World, fault: Fault) -> str:
     return f"domain {first.domain} ({len(lost)} nodes)" if lost else ""
 
 
+def _preempt(world: World, fault: Fault) -> str:
+    node = _node(world, fault)
+    if node is None or not node.attached or not world.keeper.up:
+        return ""
+    world.post(NodeLeaving(0.0, node.name, world.now_s + fault.lasts_s, "Ray drains it"))
+
+    def end() -> None:
+        if node.runs:
+            lose(world, node, seen=True)
+
+    world.at(fault.lasts_s, end)
+    return f"node {node.name}"
+
+
 def lose(world: World, node: Node, *, seen: bool) -> None:
     """A machine ends; the evidence comes a little later."""
     leaving.end_node(world, node, seen=seen)
@@ -359,6 +374,7 @@ STRIKE: dict[str, Callable[[World, Fault], str]] = {
     "lose_node": _lose_node,
     "vanish_node": lambda world, fault: _lose_node(world, fault, seen=False),
     "lose_domain": _lose_domain,
+    "preempt": _preempt,
     "agent": _agent,
     "partition": _partition,
     "slow": _slow,

@@ -75,6 +75,9 @@ def _end(world: World, gang: Gang, step: int) -> None:
     if gang.left:
         return
     last = "stop" in actions or step + 1 == job.schedule.steps
+    if not last and "pause" in actions:
+        _pause(world, gang)
+        return
     if last or "checkpoint" in actions or (step + 1) % job.checkpoint.interval_steps == 0:
         _write_checkpoint(world, gang, last=last)
     if last:
@@ -158,6 +161,19 @@ def _write_checkpoint(world: World, gang: Gang, *, last: bool) -> None:
             gang.uniform(member, process.vault)
             process.gang = None
             process.step = step
+
+
+def _pause(world: World, gang: Gang) -> None:
+    """Everybody leaves between two steps, with all it keeps in its vault."""
+    gang.ended = True
+    for member in range(len(gang.workers)):
+        process = process_of(world, gang, member)
+        if process is None:
+            continue
+        assert process.vault is not None, "whoever trains has a vault"
+        gang.uniform(member, process.vault)
+        process.gang, process.step = None, gang.step
+        world.report(process, GangEnded(gang.generation, process.number, gang.step))
 
 
 def _written(world: World, gang: Gang, process: Process, saved: Saved, last: bool) -> None:

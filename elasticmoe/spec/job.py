@@ -175,6 +175,14 @@ class ProtectionSpec(Spec):
     """Recoveries without a committed step in between before the job is given up."""
     restart_backoff_s: float = Field(default=0.2, ge=0)
     """Wait before the second try, doubled with each further one."""
+    quarantine_faults: int = Field(default=3, ge=0)
+    """A node is kept away from once so many faults were its own: a worker on it whose memory was
+    corrupted, that fell silent, got stuck or died, while those on all other nodes were well. 0:
+    never. One is chance, a second one happens; the job never falls below `workers.min` for it."""
+    quarantine_window_s: float = Field(default=3600.0, gt=0)
+    """Faults longer ago than this do not count."""
+    quarantine_s: float = Field(default=600.0, gt=0)
+    """How long a node gets no workers the first time; twice as long each further time."""
     skip_rungs: tuple[Rung, ...] = ()
     """Rungs of recovery that are never taken, for drills and benchmarks."""
     pinned: bool = True

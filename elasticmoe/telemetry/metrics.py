@@ -63,8 +63,12 @@ METRICS: Final[tuple[Row, ...]] = (
     # the gang
     Row("elasticmoe_generation", "gauge", "Number of the gang's membership."),
     Row("elasticmoe_workers", "gauge", "Workers, by what they do.", ("state",)),
-    Row("elasticmoe_faults_total", "counter", "Faults seen, by kind.", ("kind",)),
+    Row("elasticmoe_avoided_nodes", "gauge",
+        "Nodes that are to have no workers: in quarantine, or about to go away."),
+    Row("elasticmoe_faults_total", "counter", "Faults and notices seen, by kind.", ("kind",)),
     Row("elasticmoe_recoveries_total", "counter", "Recoveries, by rung of the ladder.", ("rung",)),
+    Row("elasticmoe_regroupings_total", "counter",
+        "Changes of the gang between two steps: to grow, or to move off a node."),
     Row("elasticmoe_recovery_duration_seconds", "histogram",
         "From a fault's detection to the next committed step.", ("rung",), STEP_BUCKETS_S),
     Row("elasticmoe_repeated_steps_total", "counter", "Committed steps lost and computed again."),

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,42 @@ def test_a_run_whose_worker_is_killed_as_invited_still_takes_every_step(tmp_path
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["outcome"], summary["faults"]) == (STEPS, "done", 1)
     assert check_history(read_journal(tmp_path / "run" / "journal")) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_train_after_its_terminal_was_killed_watches_the_running_job_again(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
+    assert _elasticmoe(tmp_path, "data", "pack", "text.txt", "--out", "data").wait(60) == 0
+    arguments = ("train", "job.toml", "--plain", "--set", "schedule.steps=100000")
+    first = _elasticmoe(tmp_path, *arguments)
+    assert first.stdout is not None
+    _read_until(first.stdout, "Try it")
+
+    first.kill()
+
+    assert first.wait(10) == -signal.SIGKILL
+    again = _elasticmoe(tmp_path, *arguments)
+    assert again.stdout is not None
+    line = _read_until(again.stdout, "watching it again")
+    assert re.match(r"tiny runs already and is at step \d+ of 100000: watching it again", line)
+    _read_until(again.stdout, "Try it")
+    again.send_signal(signal.SIGINT)
+    text = again.stdout.read()
+    assert again.wait(60) == 0, text
+    assert "stopped by a user at step" in text
+    records = read_journal(tmp_path / "run" / "journal")
+    assert check_history(records) == []
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["outcome"], summary["faults"]) == ("stopped", 0)
+
+
+def _read_until(lines: Iterator[str], text: str) -> str:
+    said = []
+    for line in lines:
+        said.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"{text!r} was not said: {''.join(said)}")

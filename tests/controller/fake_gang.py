@@ -169,6 +169,8 @@ class Gang:
         self.world.reached("opened", self.step, self.members[0])
         self.opened |= self.told
         for worker in self.members:
+            if worker not in self.world.alive:
+                continue  # it died just now
             for vault in self._readable(worker) if self.command.memory else ():
                 if self.command.memory.is_snapshot:
                     vault.restore(self.step)
@@ -306,6 +308,9 @@ class Gang:
             elif action == "snapshot":
                 self._keep_snapshot(step)
         last = step == self.world.job.schedule.steps or "stop" in kinds
+        if not last and "pause" in kinds:
+            self._end(step)
+            return
         wanted = last or "checkpoint" in kinds
         if wanted or step % self.world.job.checkpoint.interval_steps == 0:
             self._save(step)
@@ -344,7 +349,8 @@ class Gang:
             self.world.report(self.world.part_s, worker, part, still)
 
     def _end(self, step: int) -> None:
-        if self.command.memory is not None and step == self.command.memory.step:
+        at_last = step == self.world.job.schedule.steps
+        if at_last and self.command.memory is not None and step == self.command.memory.step:
             self._save(step)  # nothing was left to do: it is saved all the same
         self.ended = True
         for worker in self.members:

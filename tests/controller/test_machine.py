@@ -9,6 +9,7 @@ from elasticmoe.controller.machine import replay
 from elasticmoe.controller.phases import Phase
 from elasticmoe.messages.commands import DeleteCheckpoint, EndJob, KillWorkers
 from elasticmoe.messages.events import CheckpointAsked
+from elasticmoe.plan.types import Plan
 
 
 def test_an_undisturbed_job_trains_all_steps_and_ends() -> None:
@@ -206,6 +207,12 @@ def test_a_new_node_makes_the_gang_grow_without_redoing_a_step() -> None:
     assert world.fired == ["add b"]
     assert [len(form.workers) for form in decisions(world, Form)] == [2, 4]
     assert [drain.purpose for drain in decisions(world, Drain)] == ["grow", "finish"]
+    grown = decisions(world, Form)[-1]
+    assert grown.memory is not None
+    plan = Plan.from_json(grown.plan)
+    nodes = [{plan.members[home].node for home in homes} for homes in plan.homes]
+    assert nodes == [{"a", "b"}] * len(nodes)
+    assert {home for homes in plan.homes for home in homes} == {0, 1, 2, 3}
     assert world.state.tally.steps_rolled_back == 0
     assert world.state.timeline == 0
     assert_sound(world)

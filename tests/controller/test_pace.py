@@ -28,11 +28,11 @@ def test_quick_steps_leave_a_quarter_of_a_second() -> None:
     assert measured(*[0.01] * 9).bound_s(is_saving=False) == SHORTEST_BOUND_S
 
 
-def test_the_first_step_of_a_generation_is_measured_apart() -> None:
+def test_the_first_step_of_a_generation_is_measured_apart_and_has_more_time() -> None:
     pace = measured(*[0.5] * 9, first_s=4.0)
 
     assert pace.intervals == (0.5,) * 9
-    assert pace.begun(200.0).bound_s(is_saving=False) == 12.0
+    assert pace.begun(200.0).bound_s(is_saving=False) == 40.0
 
 
 def test_a_step_that_saves_has_no_bound_until_one_was_measured() -> None:

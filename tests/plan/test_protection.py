@@ -8,7 +8,12 @@ from plan_cases import Loss, lose, losses
 
 from elasticmoe.plan.make import make_plan
 from elasticmoe.plan.moves import plan_moves
-from elasticmoe.plan.protection import restore_protection, single_homed, split_restoration
+from elasticmoe.plan.protection import (
+    confined,
+    restore_protection,
+    single_homed,
+    split_restoration,
+)
 from elasticmoe.plan.types import Inventory, Member, Plan
 from elasticmoe.spec.job import JobSpec
 
@@ -130,3 +135,19 @@ def test_what_a_failover_left_with_one_home_gets_its_mirrors_back(
     assert set(alone) <= set(had_lost_one)
     moves = plan_moves(after, inventory, dict(enumerate(plan.homes)))
     assert sorted(unit for unit, _, _ in moves) == list(alone)
+
+
+@settings(max_examples=30, deadline=None)
+@given(losses(), st.integers(0, 10**6))
+def test_units_that_only_leaving_members_keep_get_a_home_on_another(loss: Loss, pick: int) -> None:
+    plan = make_plan(loss.job, loss.inventory, loss.survivors, present=loss.present)
+    leaving = frozenset({pick % len(plan.members)})
+
+    after = restore_protection(plan, loss.job, loss.inventory, leaving=leaving)
+
+    others = len(plan.members) > 1
+    assert confined(after, leaving) == () if others else confined(after, leaving)
+    plain = restore_protection(plan, loss.job, loss.inventory)
+    for old, new in zip(plain.homes, after.homes, strict=True):
+        assert new[: len(old)] == old
+        assert len(new) - len(old) == int(others and leaving.issuperset(old))

@@ -17,11 +17,13 @@ from elasticmoe.messages.worker import (
     BreakGang,
     CheckpointPart,
     FormGang,
+    FromMemory,
     GangEnded,
     GangFormed,
     Instruct,
     StepDone,
     WorkerFailed,
+    WorkerLeaving,
     WorkerParked,
     WorkerReady,
 )
@@ -77,6 +79,48 @@ def test_a_stop_command_takes_effect_on_all_members_at_one_step_with_a_checkpoin
     ends = [worker.next(GangEnded) for worker in workers]
     assert parts[0].step == parts[1].step == ends[0].step == ends[1].step
     assert parts[0].state == parts[1].state
+
+
+def test_a_pause_ends_the_gang_at_one_step_without_a_checkpoint_and_another_goes_on_from_memory(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    form(job, workers, 1)
+    workers[0].next(StepDone)
+
+    for worker in workers:
+        worker.tell(Instruct(1, 1, "pause"))
+
+    ended = []
+    for worker in workers:
+        for report in worker.reports():
+            assert not isinstance(report, (CheckpointPart, WorkerParked))
+            if isinstance(report, GangEnded):
+                ended.append(report.step)
+                break
+    assert ended[0] == ended[1] >= 1
+    plan = plan_for(job, 2)
+    memory = FromMemory(ended[0], (), 0)
+    form_plan(plan, workers, 2, memory)
+    assert [worker.next(GangFormed).step for worker in workers] == [ended[0] + 1] * 2
+    assert workers[0].next(StepDone).step == ended[0] + 1
+
+
+def test_a_terminated_worker_says_so_once_and_trains_on(
+    job: JobSpec, workers: list[Worker]
+) -> None:
+    form(job, workers, 1)
+    workers[0].next(StepDone)
+
+    for _ in range(3):
+        os.kill(workers[1].pid, signal.SIGTERM)
+
+    leaving = workers[1].next(WorkerLeaving)
+    assert (leaving.worker, leaving.evidence) == (1, "SIGTERM")
+    newest = workers[0].next(StepDone).step
+    while workers[0].next(StepDone).step < newest + 5:
+        pass
+    os.kill(workers[1].pid, signal.SIGKILL)
+    assert not any(isinstance(report, WorkerLeaving) for report in workers[1].reports())
 
 
 def test_after_a_death_the_survivor_parks_and_forms_the_next_generation(

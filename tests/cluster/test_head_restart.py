@@ -1,0 +1,219 @@
+"""Ray's head (its GCS) is killed: it comes back from what it kept, or not at all. Real training."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from jobs_for_tests import tiny_job
+from processes import Processes
+
+from chaos.live import LiveJob
+from chaos.proc import argument_of, command_line, kill
+from elasticmoe.client import JobClient
+from elasticmoe.cluster.forking import same_modules
+from elasticmoe.cluster.journal_file import read_journal
+from elasticmoe.controller.history import check_history
+from elasticmoe.controller.story import story
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]
+REDIS = pytest.param(
+    "redis",
+    marks=pytest.mark.skipif(
+        shutil.which("redis-server") is None, reason="redis-server is not installed"
+    ),
+)
+RAY_PATIENCE_S = 8
+"""Ray's own, where its head does not come back; by default a minute."""
+
+
+@dataclass
+class Head:
+    """A Ray head with room for workers, and the environment of whoever speaks to it."""
+
+    address: str
+    environment: dict[str, str]
+    _words: list[bytes] = field(default_factory=list)
+    _directory: str = ""
+
+    @property
+    def gcs(self) -> int:
+        """Pid of the GCS."""
+        port = self.address.rpartition(":")[2]
+        for entry in Path("/proc").iterdir():
+            line = command_line(int(entry.name)) if entry.name.isdecimal() else ""
+            if "gcs_server" in line and argument_of(int(entry.name), "gcs_server_port") == port:
+                return int(entry.name)
+        raise AssertionError("no GCS runs")
+
+    def kill_gcs(self) -> None:
+        """SIGKILL; how it was started is kept for `restart_gcs`."""
+        pid = self.gcs
+        self._words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+        self._directory = os.readlink(f"/proc/{pid}/cwd")
+        assert "ended" in kill(pid, "the GCS")
+
+    def restart_gcs(self) -> None:
+        """Start it again, as whatever looks after a head node would."""
+        subprocess.Popen(
+            self._words,
+            env=self.environment,
+            cwd=self._directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def redis(directory: Path) -> Iterator[str]:
+    port = free_port()
+    server = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)],
+        stdout=subprocess.DEVNULL,
+    )
+    deadline_s = time.monotonic() + 10
+    while time.monotonic() < deadline_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def ray_head(directory: Path, more: dict[str, str]) -> Iterator[Head]:
+    """`ray start --head`, and all of it ended again: every process bears the test's mark."""
+    short = f"/tmp/em-{secrets.token_hex(4)}"  # sockets have short names
+    environment = {
+        **os.environ,
+        **same_modules(),
+        **more,
+        "RAY_TMPDIR": short,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    port = free_port()
+    subprocess.run(
+        [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}",
+            "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false",
+            "--object-store-memory=80000000", "--disable-usage-stats",
+        ],
+        env=environment,
+        stdout=(directory / "ray.log").open("wb"),
+        stderr=subprocess.STDOUT,
+        check=True,
+        timeout=60,
+    )  # fmt: skip
+    try:
+        yield Head(f"127.0.0.1:{port}", environment)
+    finally:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def start(head: Head, directory: Path) -> LiveJob:
+    """Submit a job from a process that ends, and wait for its first steps."""
+    job = tiny_job(directory, steps=100_000)
+    job = job.model_copy(update={"schedule": job.schedule.model_copy(update={"kind": "constant"})})
+    subprocess.run(
+        [sys.executable, "-m", "chaos.submit", head.address],
+        input=job.model_dump_json(),
+        env=head.environment,
+        text=True,
+        check=True,
+        timeout=90,
+        cwd=Path(__file__).parents[2],
+    )
+    live = LiveJob(directory)
+    wait(live, lambda: live.committed >= 5, "its first steps")
+    return live
+
+
+def left_of_job(processes: Processes) -> list[str]:
+    """Controller, agents, warm parents, and whatever these have forked."""
+    lines = processes.found().values()
+    return [line for line in lines if line.startswith("ray::") or "elasticmoe." in line]
+
+
+def wait(live: LiveJob, there: object, what: str, timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    assert callable(there)
+    while not there():
+        assert time.monotonic() < deadline_s, f"{what} did not come within {timeout_s:g} s"
+        time.sleep(0.02)
+        live.poll()
+
+
+@pytest.mark.parametrize("store", ["rocksdb", REDIS])
+def test_training_goes_on_without_the_head_and_the_head_comes_back_to_it(
+    store: str, tmp_path: Path, processes: Processes
+) -> None:
+    kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(tmp_path / "gcs")}
+    with redis(tmp_path) if store == "redis" else _nothing() as address:
+        more = {"RAY_REDIS_ADDRESS": address} if address else kept
+        with ray_head(tmp_path, more) as head:
+            live = start(head, tmp_path / "run")
+
+            head.kill_gcs()
+            before = live.committed
+            wait(live, lambda: live.committed >= before + 50, "50 steps without a head")
+            head.restart_gcs()
+
+            victim = live.members[-1]
+            os.kill(victim.pid, signal.SIGKILL)
+            wait(live, lambda: live.reported_generation == 2, "a step after a worker's death")
+            JobClient.of_directory(tmp_path / "run").stop()
+            wait(live, lambda: live.is_over, "the end")
+            outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
+            assert (outcome["outcome"], outcome["steps_rolled_back"]) == ("stopped", 0)
+            assert (outcome["controller_terms"], outcome["nodes_lost"]) == (1, 0)
+            assert check_history(read_journal(tmp_path / "run" / "journal")) == []
+            processes.kill_all()
+
+
+def test_without_a_head_that_comes_back_the_job_ends_with_a_checkpoint_and_a_sentence(
+    tmp_path: Path, processes: Processes
+) -> None:
+    more = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RAY_PATIENCE_S)}
+    with ray_head(tmp_path, more) as head:
+        live = start(head, tmp_path / "run")
+
+        head.kill_gcs()
+
+        wait(live, lambda: live.is_over, "the end")
+        sentences = story(read_journal(tmp_path / "run" / "journal"))
+        assert "stopped by the loss of Ray's head (6 s without answer) at step" in sentences[-1]
+        assert "; saved in " in sentences[-1]
+        assert "not kept" not in sentences[-1]
+        wait(live, lambda: not left_of_job(processes), "the end of the job's processes")
+        processes.kill_all()  # Ray's own: its head leaves a log monitor behind
+
+
+@contextmanager
+def _nothing() -> Iterator[str]:
+    yield ""
