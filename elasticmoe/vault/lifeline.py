@@ -13,6 +13,7 @@ from typing import Final
 SIZE: Final = 64
 """Bytes; at least those of a `pthread_mutex_t`."""
 _libc = CDLL(None)
+_held: "list[Lifeline]" = []
 
 
 class Lifeline:
@@ -32,6 +33,7 @@ class Lifeline:
 
     def hold(self) -> None:
         """Hold it until the calling thread ends."""
+        _held.append(self)  # the kernel must find it where it was
         _libc.pthread_mutex_lock(self._mutex)
 
     def wait_for_end(self) -> bool:
