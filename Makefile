@@ -63,6 +63,7 @@ soak-simulator: setup  ## 20,000 random schedules at 4 to 64 workers, 10 at 16,3
 	$(BIN)/elasticmoe simulate --schedules 10 --workers 16384
 
 soak: setup  ## 200 random faults in a row: kills, stops, cut links, full disks, flipped bits...
+	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m chaos soak --faults 200 $(ARGS)
 
 clean:  ## remove what the targets above made; runs/ holds your jobs and stays

@@ -70,7 +70,14 @@ def test_watching_ends_with_its_figure() -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "part", ["ours-2-replace", "ours-4-failover", "torchrun", "ray-train-defaults", "torchft-500"]
+    "part",
+    [
+        "ours-4-replace",
+        *(
+            pytest.param(part, marks=pytest.mark.soak)
+            for part in ("ours-2-failover", "torchrun", "ray-train-defaults", "torchft-500")
+        ),
+    ],
 )
 def test_each_side_of_recovery_survives_its_kill_and_tells_what_it_cost(
     part: str, tmp_path: Path
