@@ -151,7 +151,7 @@ class FakeWorker:
                 self._say(WorkerParked(generation, self._worker, self._step, "told to", copies))
                 self._gang = None
             case Instruct():
-                self._stop, self._instructed = command.action == "stop", command.number
+                self._stop, self._instructed = command.action in ("stop", "pause"), command.number
 
     def _join(self, gang: FormGang) -> None:
         self._gang = gang
