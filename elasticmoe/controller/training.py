@@ -230,8 +230,6 @@ def _decide_wishes(state: JobState) -> Drain | TakeCheckpoint | Fence | None:
 def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
     """Use more workers once they are ready. Grow late: every change of size pauses the gang. Not
     before those who must leave have left: that is one change then."""
-    if state.protect is not None:
-        return None  # homes are about to move: first one change, then the other
     workers = state.spec.workers
     if not set(leavers(state)) <= set(state.staying):
         return None

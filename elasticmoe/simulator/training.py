@@ -1,5 +1,6 @@
 """A gang takes steps: a few events each, whatever its size."""
 
+from collections.abc import Callable
 from functools import partial
 
 from elasticmoe.messages.worker import CheckpointPart, GangEnded, StepDone
@@ -29,7 +30,7 @@ def begin_step(world: World, gang: Gang) -> None:
 
 
 def end_at_once(world: World, gang: Gang) -> None:
-    """All steps were committed before: what is left to do is the last checkpoint."""
+    """No step is left to take: what is left to do is the last checkpoint."""
     gang.ended = True
     _write_checkpoint(world, gang, last=True)
 
@@ -74,24 +75,23 @@ def _end(world: World, gang: Gang, step: int) -> None:
     _report_step(world, gang, step + 1)
     if gang.left:
         return
-    last = "stop" in actions or step + 1 == job.schedule.steps
-    if not last and "pause" in actions:
-        _pause(world, gang)
-        return
-    if last or "checkpoint" in actions or (step + 1) % job.checkpoint.interval_steps == 0:
-        _write_checkpoint(world, gang, last=last)
-    if last:
-        gang.ended = True
-        return
+    then = begin_step
+    if "stop" in actions or step + 1 == job.schedule.steps:
+        then = end_at_once
+    elif "pause" in actions:
+        then = _pause
+    elif "checkpoint" in actions or (step + 1) % job.checkpoint.interval_steps == 0:
+        _write_checkpoint(world, gang, last=False)
     plans = [one.plan for one in due if one.plan is not None]
     if plans:
-        _protect(world, gang, plans[-1])
+        _protect(world, gang, plans[-1], then)
     else:
-        begin_step(world, gang)
+        then(world, gang)
 
 
-def _protect(world: World, gang: Gang, plan: Plan) -> None:
-    """Copy units to their new homes between two steps; only then does the new plan hold."""
+def _protect(world: World, gang: Gang, plan: Plan, then: Callable[[World, Gang], None]) -> None:
+    """Copy units to their new homes between two steps; only then does the new plan hold, and the
+    gang goes on, or ends."""
     incoming = [0] * len(gang.workers)
     for unit, (before, after) in enumerate(zip(gang.plan.homes, plan.homes, strict=True)):
         for member in set(after) - set(before):
@@ -103,7 +103,7 @@ def _protect(world: World, gang: Gang, plan: Plan) -> None:
     def copied() -> None:
         if not gang.left:
             gang.follow(plan)
-            begin_step(world, gang)
+            then(world, gang)
 
     world.at(copied_s, copied)
 
