@@ -12,14 +12,15 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import Any, Final
 
+from elasticmoe.cluster.clerks import Clerks
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
 from elasticmoe.cluster.outbox import Deliver, Outbox
 from elasticmoe.cluster.stores import StoreKeeper
 from elasticmoe.cluster.vault_keeper import VaultKeeper
-from elasticmoe.cluster.warm_parent import ForkRequest
+from elasticmoe.cluster.warm_parent import MAX_LINE_BYTES, ForkRequest
 from elasticmoe.cluster.watch import POLL_S, HeartbeatWatch, Sign
 from elasticmoe.cluster.worker_process import Worker, core_waits, is_stopped
 from elasticmoe.errors import ClusterError
@@ -30,8 +31,6 @@ from elasticmoe.telemetry.log import get_log
 
 log = get_log(__name__)
 
-MAX_LINE_BYTES: Final = 1 << 26
-"""Of one message of a worker; a checkpoint part lists thousands of units."""
 DRAIN_TIMEOUT_S: Final = 0.2
 """A dead worker's last words are in the socket already; a grandchild may keep it open, though."""
 
@@ -78,7 +77,8 @@ class Agent:
         self._outbox = Outbox(deliver, config.patience_s)
         self._workers: dict[int, Worker] = {}
         self._broken = 0
-        self._clerks = count(1)
+        self._log_file = os.path.join(config.log_dir, f"agent-{config.node}.log")
+        self._clerks = Clerks(config.job, self._log_file, self._fork)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._link: WarmParentLink | None = None
         self._warm_name = config.warm_parent or self._spawn()
@@ -192,22 +192,12 @@ class Agent:
             ClusterError: it could not be forked, or ended without an answer.
         """
         self._outbox.heard()
-        ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-        log_file = os.path.join(self.config.log_dir, f"agent-{self.config.node}.log")
-        name = f"clerk-{next(self._clerks)}"
-        try:
-            self._fork(ForkRequest(name, "clerk", {"job": self.config.job}, log_file, {}), theirs)
-            writer.write(json.dumps(request).encode() + b"\n")
-            answer = await reader.readline()
-        except ConnectionResetError:
-            answer = b""
-        finally:
-            writer.close()
-        if not answer:
+        answer = await self._clerks.ask(request)
+        if answer is None:
             why = f" ({self._gone_because})" if self._gone_because else ""
-            raise ClusterError(f"{request['task']} ended without an answer{why}; see {log_file}")
-        return json.loads(answer)
+            what = f"{request['task']} ended without an answer"
+            raise ClusterError(f"{what}{why}; see {self._log_file}")
+        return answer
 
     async def end(self, reason: str) -> None:
         """Kill all workers, wait until they are reaped, and leave."""
@@ -215,9 +205,8 @@ class Agent:
         running = list(self._workers.values())
         for worker in running:
             worker.kill()
-        waits = [worker.ended.wait() for worker in running]
         try:
-            await asyncio.wait_for(asyncio.gather(*waits), timeout=5.0)
+            await asyncio.wait_for(asyncio.gather(*(w.ended.wait() for w in running)), timeout=5.0)
         except TimeoutError:
             log.warning("not_reaped", workers=sorted(self._workers))
         self.close()
@@ -242,8 +231,7 @@ class Agent:
 
     def _spawn(self) -> str:
         preload = (self.config.entry.partition(":")[0],)
-        log_file = os.path.join(self.config.log_dir, f"agent-{self.config.node}.log")
-        name, self._warm_process = spawn_warm_parent(preload, log_file)
+        name, self._warm_process = spawn_warm_parent(preload, self._log_file)
         return name
 
     def _connect(self) -> WarmParentLink:
@@ -340,9 +328,23 @@ class Agent:
             log.info("died_with_a_command_unread", worker=number)
         self._break_locally(worker.generation, but=number)
 
+    def _on_end_seen(self, worker: Worker) -> None:
+        self._spawn_task(self._see_end(worker))
+
+    async def _see_end(self, worker: Worker) -> None:
+        """Its training thread has ended: if it was killed, report the death before the kernel has
+        taken its memory apart. An accelerator's memory is not free before that is done."""
+        self._break_locally(worker.generation, but=worker.number)
+        evidence = "" if worker.device is not None else await worker.until_final()
+        if evidence:
+            await self._bury(worker, evidence)
+
     async def _bury(self, worker: Worker, evidence: str) -> None:
         """Report a death: the others are told first, its last words come before it."""
         self._break_locally(worker.generation, but=worker.number)
+        if worker.is_dead:
+            return
+        worker.is_dead = True
         await worker.until_gone()
         await asyncio.wait({worker.reading}, timeout=DRAIN_TIMEOUT_S)
         if self._workers.pop(worker.number, None) is None:
@@ -350,8 +352,7 @@ class Agent:
         copies = self._vaults.copies(worker.number)
         self._vaults.end(worker.number)
         worker.let_go()
-        node, log_file = self.config.node, worker.log
-        died = WorkerDied(0.0, node, worker.number, evidence, log_file, copies)
+        died = WorkerDied(0.0, self.config.node, worker.number, evidence, worker.log, copies)
         await self._outbox.put_when_free(to_line(died))
 
     async def _watch_heartbeats(self) -> None:
@@ -370,7 +371,7 @@ class Agent:
             pulse = self._vaults.pulse(worker.number)
             beat_s = pulse.beat_s()
             if worker.ready and beat_s is not None:
-                worker.watch_lifeline(pulse, self._break_locally)
+                worker.watch_lifeline(pulse, partial(self._on_end_seen, worker))
                 signs.append(Sign(worker.number, worker.pid, beat_s, pulse.phase))
         return signs
 
@@ -390,8 +391,7 @@ class Agent:
     # -- the agent's own life
 
     async def _run_outbox(self) -> None:
-        reason = await self._outbox.run()
-        await self.end(reason)
+        await self.end(await self._outbox.run())
 
     def _spawn_task(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

@@ -31,6 +31,8 @@ from typing import Any, Final, NoReturn
 CLAIM_TIMEOUT_S: Final = 60.0
 """Without an agent by then, whoever wanted this process is gone."""
 MAX_REQUEST_BYTES: Final = 1 << 17
+MAX_LINE_BYTES: Final = 1 << 26
+"""Of one message of a child to the agent; a checkpoint part lists thousands of units."""
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
 ENVIRONMENT: Final = {

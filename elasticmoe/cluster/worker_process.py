@@ -3,13 +3,20 @@
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from elasticmoe.vault.pulse import Pulse
+
+PF_EXITING: Final = 0x4
+"""The kernel's flag of a thread that runs no code of its program any more."""
+FINAL_POLL_S: Final = 2e-4
+FINAL_TIMEOUT_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -26,6 +33,10 @@ class Worker:
     ready: bool = False
     is_watched: bool = False
     """Whether somebody waits for the end of its training thread."""
+    is_final: bool = False
+    """Whether none of its threads will run again."""
+    is_dead: bool = False
+    """Whether its death is being reported."""
     generation: int = 0
     """Newest generation that it was told to form."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,9 +55,9 @@ class Worker:
         else:
             self.writer.close()  # not forked yet: it will find its agent gone
 
-    def watch_lifeline(self, pulse: Pulse, on_end: Callable[[int, int], None]) -> None:
-        """Have somebody told, as soon as the training thread has ended, of the generation that is
-        over and this worker's number; that the process is gone is known later. Once is enough."""
+    def watch_lifeline(self, pulse: Pulse, on_end: Callable[[], object]) -> None:
+        """Have `on_end` called as soon as the training thread has ended; that the process is gone
+        is known later. Once is enough."""
         if self.is_watched:
             return
         self.is_watched = True
@@ -55,13 +66,33 @@ class Worker:
         def wait() -> None:
             if pulse.lifeline.wait_for_end():
                 with suppress(RuntimeError):  # the agent has ended itself
-                    loop.call_soon_threadsafe(on_end, self.generation, self.number)
+                    loop.call_soon_threadsafe(on_end)
 
         threading.Thread(target=wait, daemon=True, name=f"lifeline-{self.number}").start()
 
+    async def until_final(self) -> str:
+        """Wait, for a moment, until no thread of it will run again: it is as good as gone then,
+        though the kernel has yet to take its memory apart, and close what it had open.
+
+        Returns:
+            How it was killed; empty if it was not, or is not seen to be.
+        """
+        for _ in range(round(FINAL_TIMEOUT_S / FINAL_POLL_S)):
+            if all(_flags(thread) & PF_EXITING for thread in _threads(self.pid)):
+                break
+            await asyncio.sleep(FINAL_POLL_S)
+        else:
+            return ""
+        evidence = _killed_by(self.pid)
+        self.is_final = bool(evidence)
+        if self.is_final:
+            with suppress(OSError):  # read what it has sent, and then the end
+                self.writer.get_extra_info("socket").shutdown(socket.SHUT_RD)
+        return evidence
+
     async def until_gone(self) -> None:
         """Wait until no thread of it runs (its parent may not have reaped it yet)."""
-        if self.pidfd < 0:
+        if self.pidfd < 0 or self.is_final:
             return
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
@@ -83,11 +114,7 @@ class Worker:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal (not by a debugger, which lets it go again)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] == "T"
+    return _stat(Path(f"/proc/{pid}"))[:1] == ["T"]
 
 
 def core_waits(pid: int) -> dict[int, float]:
@@ -103,6 +130,26 @@ def core_waits(pid: int) -> dict[int, float]:
             continue
         waits[int(thread.name)] = int(stat.split()[1]) / 1e9
     return waits
+
+
+def _stat(process: Path) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third on, of a process or a thread; empty: gone."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _flags(thread: Path) -> int:
+    fields = _stat(thread)
+    return int(fields[9 - 3]) if fields else PF_EXITING
+
+
+def _killed_by(pid: int) -> str:
+    """Which signal ends a process; empty if none does, or it is not known any more."""
+    fields = _stat(Path(f"/proc/{pid}"))
+    number = int(fields[52 - 3]) & 0x7F if fields else 0
+    return f"killed by signal {number}" if number else ""
 
 
 def _threads(pid: int) -> list[Path]:
