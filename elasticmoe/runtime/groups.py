@@ -274,13 +274,15 @@ class Groups:
                     rendezvous.host, rendezvous.port, None, False, timeout=LONGEST_WAIT
                 )
             prefix = f"generation-{rendezvous.generation}"
-            host = _own_address(rendezvous) if num_members > 1 else ""
+            device = None
+            if num_members > 1 and not self._is_cuda:  # one thread and one port for all groups
+                device = _gloo_device(rendezvous)
 
             def group(name: str, rank: int, size: int) -> Group:
                 backend = None
                 if size > 1:
                     space = _c10d.PrefixStore(f"{prefix}/{name}", store)
-                    backend = _new_backend(space, rank, size, host, is_cuda=self._is_cuda)
+                    backend = _new_backend(space, rank, size, device)
                     self._backends.append(backend)
                 made = Group(
                     backend, rank, size, self.over, is_cuda=self._is_cuda, pulse=self._pulse
@@ -335,17 +337,23 @@ def _bury(remains: list[object]) -> None:
         del remains[0]
 
 
-def _new_backend(store: Any, rank: int, size: int, host: str, *, is_cuda: bool) -> Any:
-    if is_cuda:
+def _new_backend(store: Any, rank: int, size: int, gloo_device: Any) -> Any:
+    """One group of gloo, or of NCCL where there is no device of gloo."""
+    if gloo_device is None:
         options = _c10d.ProcessGroupNCCL.Options()
         options._timeout = LONGEST_WAIT
         return _c10d.ProcessGroupNCCL(store, rank, size, options)
     gloo = _c10d.ProcessGroupGloo
     options = gloo._Options()
     options._timeout = LONGEST_WAIT
-    options._devices = [gloo.create_device(hostname=host, lazy_init=False)]
+    options._devices = [gloo_device]
     options._threads = 2
     return gloo(store, rank, size, options)
+
+
+def _gloo_device(rendezvous: Rendezvous) -> Any:
+    host = _own_address(rendezvous)
+    return _c10d.ProcessGroupGloo.create_device(hostname=host, lazy_init=False)
 
 
 def _first_sentence(error: RuntimeError) -> str:
