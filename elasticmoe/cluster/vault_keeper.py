@@ -100,7 +100,7 @@ class VaultKeeper:
             self._handed_out.add(worker)
 
     def copies(self, worker: int) -> Copies | None:
-        """Read what a worker that has been reaped left behind; none if nothing can be used.
+        """Read what a worker left behind that will not run again; none if nothing can be used.
 
         Must be called before `end`, which takes what the worker did last along.
         """
