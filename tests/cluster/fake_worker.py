@@ -122,6 +122,7 @@ class FakeWorker:
         self._pulse = start_beating(pulse)
         self._kept = keep
         self._gang: FormGang | None = None
+        self._peers: Peers | None = None
         self._step, self._stop, self._instructed = 0, False, 0
 
     def run(self) -> None:
@@ -162,13 +163,16 @@ class FakeWorker:
         if gang.memory is not None:
             self._step = gang.memory.step
         began = time.monotonic()
-        meet(gang)
+        self._peers = Peers(gang)
         found["groups"] = time.monotonic() - began
         self._say(GangFormed(gang.generation, self._worker, self._step + 1, found))
 
     def _take_step(self) -> None:
-        gang, job = self._gang, self._job
+        gang, peers, job = self._gang, self._peers, self._job
         assert gang is not None
+        assert peers is not None
+        if not peers.have_taken(self._step):
+            return  # the agent will say why, if they never do
         step = self._step = self._step + 1
         self._pulse.enter("compute", step)
         self._pulse.count_collective()
@@ -180,7 +184,7 @@ class FakeWorker:
             self._say(
                 StepDone(gang.generation, step, STEP_S, 1 / step, {}, samples, self._instructed)
             )
-        if step == job.schedule.steps or self._stop:
+        if step == job.schedule.steps or peers.end_with(step, wanted=self._stop):
             self._say(CheckpointPart(gang.generation, self._worker, step, [], {"step": step}))
             self._say(GangEnded(gang.generation, self._worker, step))
             self._gang = None
@@ -189,12 +193,42 @@ class FakeWorker:
         self._sock.sendall(to_line(message))
 
 
-def meet(gang: FormGang) -> None:
-    """Wait in the rendezvous store until every member is there."""
-    from torch.distributed import TCPStore
+class Peers:
+    """The members of a generation keep in step, and agree which step is the last one."""
 
-    store = TCPStore(gang.store_host, gang.store_port, is_master=False)
-    key = f"generation-{gang.generation}"
-    store.add(key, 1)
-    while int(store.add(key, 0)) < len(gang.plan["members"]):
-        time.sleep(0.001)
+    def __init__(self, gang: FormGang) -> None:
+        """Wait in the rendezvous store until every member is there.
+
+        Raises:
+            RuntimeError: the store has ended.
+        """
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore(gang.store_host, gang.store_port, is_master=False)
+        self._members = len(gang.plan["members"])
+        self._key = f"generation-{gang.generation}"
+        self._entered = -1
+        while not self._all_have(0):
+            time.sleep(0.001)
+
+    def have_taken(self, step: int) -> bool:
+        """Say that this member has taken a step; whether all have."""
+        try:
+            return self._all_have(step)
+        except RuntimeError:  # the store has ended, and the generation with it
+            return False
+
+    def _all_have(self, step: int) -> bool:
+        new = step != self._entered
+        self._entered = step
+        return int(self._store.add(f"{self._key}-{step}", int(new))) >= self._members
+
+    def end_with(self, step: int, *, wanted: bool) -> bool:
+        """Whether a step is the last one; who wants that proposes one that nobody has begun."""
+        key = f"{self._key}-last"
+        try:
+            if wanted:
+                self._store.compare_set(key, "", str(step + 2))
+            return bool(self._store.check([key])) and int(self._store.get(key)) == step
+        except RuntimeError:
+            return False
