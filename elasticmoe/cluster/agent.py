@@ -168,15 +168,18 @@ class Agent:
         self._outbox.heard()
         return self.config.host, await self._stores.open(generation)
 
-    async def break_generation(self, generation: int, members: tuple[int, ...]) -> None:
+    async def break_generation(
+        self, generation: int, members: tuple[int, ...], *, peer_died: bool = False
+    ) -> None:
         """Tell every local member that the generation is over, and free who waits for its store.
 
         Args:
             generation: all before it are over too.
             members: those who were to be in it; one that has not heard of it is parked already.
+            peer_died: see `BreakGang`.
         """
         self._outbox.heard()
-        self._break_locally(generation, but=None)
+        self._break_locally(generation, but=None, peer_died=peer_died)
         self._stores.close_up_to(generation)
         for number in members:
             worker = self._workers.get(number)
@@ -326,22 +329,19 @@ class Agent:
                 await self._outbox.put_when_free(line)
         except ConnectionResetError:
             log.info("died_with_a_command_unread", worker=number)
-        self._break_locally(worker.generation, but=number)
-
-    def _on_end_seen(self, worker: Worker) -> None:
-        self._spawn_task(self._see_end(worker))
+        self._break_locally(worker.generation, but=number, peer_died=True)
 
     async def _see_end(self, worker: Worker) -> None:
         """Its training thread has ended: if it was killed, report the death before the kernel has
         taken its memory apart. An accelerator's memory is not free before that is done."""
-        self._break_locally(worker.generation, but=worker.number)
+        self._break_locally(worker.generation, but=worker.number, peer_died=True)
         evidence = "" if worker.device is not None else await worker.until_final()
         if evidence:
             await self._bury(worker, evidence)
 
     async def _bury(self, worker: Worker, evidence: str) -> None:
         """Report a death: the others are told first, its last words come before it."""
-        self._break_locally(worker.generation, but=worker.number)
+        self._break_locally(worker.generation, but=worker.number, peer_died=True)
         if worker.is_dead:
             return
         worker.is_dead = True
@@ -371,15 +371,15 @@ class Agent:
             pulse = self._vaults.pulse(worker.number)
             beat_s = pulse.beat_s()
             if worker.ready and beat_s is not None:
-                worker.watch_lifeline(pulse, partial(self._on_end_seen, worker))
+                worker.watch_lifeline(pulse, partial(self._see_end, worker))
                 signs.append(Sign(worker.number, worker.pid, beat_s, pulse.phase))
         return signs
 
-    def _break_locally(self, generation: int, but: int | None) -> None:
+    def _break_locally(self, generation: int, but: int | None, *, peer_died: bool = False) -> None:
         if generation <= self._broken:
             return
         self._broken = generation
-        line = to_line(BreakGang(generation))
+        line = to_line(BreakGang(generation, peer_died))
         for worker in self._workers.values():
             if worker.generation == generation and worker.number != but:
                 worker.writer.write(line)

@@ -131,10 +131,12 @@ class AgentActor:
         self._heed(term)
         self._agent.instruct(generation, line)
 
-    async def break_generation(self, term: int, generation: int, members: tuple[int, ...]) -> None:
+    async def break_generation(
+        self, term: int, generation: int, members: tuple[int, ...], peer_died: bool
+    ) -> None:
         """See `Agent.break_generation`."""
         self._heed(term)
-        await self._agent.break_generation(generation, members)
+        await self._agent.break_generation(generation, members, peer_died=peer_died)
 
     async def ask_clerk(self, term: int, request: dict[str, Any]) -> dict[str, Any]:
         """See `Agent.ask_clerk`."""

@@ -166,7 +166,8 @@ class Hands:
         calls = []
         for node in list(self._agents.by_node):
             members = tuple(forming.members.get(node, {})) if forming else ()
-            calls.append(self._call(node, "break_generation", generation, members))
+            arguments = (generation, members, command.peer_died)
+            calls.append(self._call(node, "break_generation", *arguments))
         await asyncio.gather(*calls)
 
     async def _instruct(self, command: InstructGang) -> None:

@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from elasticmoe.vault.pulse import Pulse
 
@@ -55,9 +55,9 @@ class Worker:
         else:
             self.writer.close()  # not forked yet: it will find its agent gone
 
-    def watch_lifeline(self, pulse: Pulse, on_end: Callable[[], object]) -> None:
-        """Have `on_end` called as soon as the training thread has ended; that the process is gone
-        is known later. Once is enough."""
+    def watch_lifeline(self, pulse: Pulse, on_end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have `on_end` run as soon as the training thread has ended; that the process is gone is
+        known later. Once is enough."""
         if self.is_watched:
             return
         self.is_watched = True
@@ -65,8 +65,11 @@ class Worker:
 
         def wait() -> None:
             if pulse.lifeline.wait_for_end():
-                with suppress(RuntimeError):  # the agent has ended itself
-                    loop.call_soon_threadsafe(on_end)
+                ending = on_end()
+                try:
+                    asyncio.run_coroutine_threadsafe(ending, loop)
+                except RuntimeError:  # the agent has ended itself
+                    ending.close()
 
         threading.Thread(target=wait, daemon=True, name=f"lifeline-{self.number}").start()
 

@@ -142,7 +142,8 @@ def apply_break(state: JobState, decision: Break) -> Outcome:
         drain=None,
         outage=outage,
     )
-    return state, (BreakGeneration(decision.generation, decision.reason),)
+    peer_died = all(one.kind in ("died", "node_lost") for one in decision.evidence)
+    return state, (BreakGeneration(decision.generation, decision.reason, peer_died),)
 
 
 def apply_recover(state: JobState, decision: Recover) -> Outcome:

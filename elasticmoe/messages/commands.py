@@ -60,6 +60,8 @@ class BreakGeneration:
 
     generation: int
     reason: str
+    peer_died: bool = False
+    """See `BreakGang`."""
 
 
 @dataclass(frozen=True, slots=True)

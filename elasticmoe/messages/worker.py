@@ -111,6 +111,8 @@ class BreakGang:
     """End a generation at once: break its groups, park, report `WorkerParked`."""
 
     generation: int
+    peer_died: bool = False
+    """Somebody died, so nobody else is suspected: who is computing reports before it has left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,6 +49,8 @@ class Mailbox:
         self.newest = 0
         """Newest command such that it and all before it have arrived."""
         self.step = 0
+        self.on_peer_died: Callable[[int, str], None] = _nothing_to_do
+        """Told of a generation that a death has ended, and why it is left, once it is broken."""
         threading.Thread(target=self._listen, daemon=True, name="mailbox").start()
 
     def send(self, report: WorkerReport) -> None:
@@ -92,7 +95,10 @@ class Mailbox:
             self.current = Current(command.generation, Over(), None)
             self._forms.put(command)
         elif isinstance(command, BreakGang):
-            self._leave("the controller ended this generation")
+            reason = "a member has died" if command.peer_died else "the generation was ended"
+            self._leave(reason)
+            if command.peer_died and command.generation == known:
+                self.on_peer_died(known, reason)
         elif command.generation == known:
             self._instructions[command.number] = command
             while self.newest + 1 in self._instructions:
@@ -103,3 +109,7 @@ class Mailbox:
             self.current.over.set(reason)
             if self.current.breaker is not None:
                 self.current.breaker(reason)
+
+
+def _nothing_to_do(generation: int, reason: str) -> None:
+    return

@@ -134,6 +134,10 @@ class Service:
         self._writer = CheckpointWriter(store, lambda done: mailbox.send(_as_report(worker, done)))
         self._workplace: Workplace | None = None
         self._vault_path = ""
+        self._parking = threading.Lock()
+        self._parked = 0
+        """Newest generation that this worker has said it has left."""
+        mailbox.on_peer_died = self._park_early
 
     def run(self) -> None:
         """Join every generation that the agent names."""
@@ -143,10 +147,24 @@ class Service:
                 self._take_part(form, current)
             except (GangBrokenError, CorruptedError) as error:
                 code = error.code if isinstance(error, CorruptedError) else ""
-                step, copies = self._mailbox.step, self._copies()
-                self._mailbox.send(
-                    WorkerParked(form.generation, self._worker, step, str(error), copies, code)
-                )
+                self._park(form.generation, str(error), code)
+
+    def _park(self, generation: int, reason: str, code: str = "") -> None:
+        """Say, once, that a generation is left, and what this worker has in memory."""
+        with self._parking:
+            if generation <= self._parked:
+                return
+            self._parked = generation
+        step, copies = self._mailbox.step, self._copies()
+        report = WorkerParked(generation, self._worker, step, reason, copies, code)
+        self._mailbox.send(report)
+
+    def _park_early(self, generation: int, reason: str) -> None:
+        """Called beside the training thread, on a generation that is broken: if that thread is
+        computing, nothing it does until it notices touches what is committed or prepared, because
+        the first collective after that fails. So nobody needs to wait for it."""
+        if self._pulse is not None and self._pulse.phase == "compute":
+            self._park(generation, reason)
 
     def _take_part(self, form: FormGang, current: Current) -> None:
         gang = self._join(form, current)

@@ -58,7 +58,11 @@ class Child:
 
     async def until_end_is_seen(self, worker: Worker) -> None:
         seen = asyncio.Event()
-        worker.watch_lifeline(Pulse(self.fd), seen.set)
+
+        async def note() -> None:
+            seen.set()
+
+        worker.watch_lifeline(Pulse(self.fd), note)
         await asyncio.wait_for(seen.wait(), 10)
 
 

@@ -83,7 +83,7 @@ class Crew:
         found = []
         for member, worker in enumerate(self.workers):
             if member not in dead:
-                worker.tell(BreakGang(self.generation))
+                worker.tell(BreakGang(self.generation, peer_died=True))
         for member, worker in enumerate(self.workers):
             if member in dead:
                 copies = read_copies(Vault(worker.vault), worker.number, is_alive=False)
@@ -97,7 +97,7 @@ class Crew:
         """Nobody died; some have parked by themselves."""
         for member, worker in enumerate(self.workers):
             if known[member] is None:
-                worker.tell(BreakGang(self.generation))
+                worker.tell(BreakGang(self.generation, peer_died=True))
                 known[member] = worker.next(WorkerParked).copies
         copies = [one for one in known if one is not None]
         settled = settle_step(copies, self.committed)
