@@ -42,24 +42,28 @@ def plan_homes(
     return add_mirrors(members, tuple((p,) for p in primary_U), numel_U, redundancy)
 
 
-def prefer_copies(holders: Holders, numel_U: IntArray, present: Present) -> tuple[Holders, int]:
-    """Narrow every unit's holders down to those with a copy, if there are any.
-
-    Returns:
-        Per unit the candidates for its primary home, and the elements of the units that no holder
-        has a copy of: what has to move before training goes on.
-    """
-    found: list[tuple[int, ...]] = []
-    missing = 0
-    numel = numel_U.tolist()
+def missing_elements(holders: Holders, numel_U: IntArray, present: Present) -> int:
+    """Elements of the units that no holder has a copy of: what has to move before training goes
+    on."""
+    missing: list[int] = []
     for held, units in groupby(range(len(holders)), key=holders.__getitem__):
-        everyone = frozenset(held)
+        has_none = frozenset(held).isdisjoint
+        missing += [unit for unit in units if has_none(present.get(unit, ()))]
+    return int(numel_U[missing].sum())
+
+
+def prefer_copies(holders: Holders, present: Present) -> Holders:
+    """Narrow every unit's holders down to those with a copy, if there are any: the candidates for
+    its primary home."""
+    found: list[tuple[int, ...]] = []
+    for held, units in groupby(range(len(holders)), key=holders.__getitem__):
+        is_holder = frozenset(held).__contains__
         for unit in units:
-            with_copy = [position for position in present.get(unit, ()) if position in everyone]
-            if not with_copy:
-                missing += numel[unit]
-            found.append(tuple(sorted(with_copy)) or held)
-    return found, missing
+            with_copy = tuple(filter(is_holder, present.get(unit, ())))
+            if len(with_copy) > 1:
+                with_copy = tuple(sorted(with_copy))
+            found.append(with_copy or held)
+    return found
 
 
 def keep_homes(
@@ -83,7 +87,7 @@ def keep_homes(
     """
     primaries = _plan_primaries(candidates, numel_U, len(members))
     homes = [
-        (primary, *[position for position in present.get(unit, ()) if position != primary])
+        (primary, *filter(primary.__ne__, present.get(unit, ())))
         for unit, primary in enumerate(primaries)
     ]
     if max(map(len, homes), default=0) <= redundancy == 2:  # there is nothing to choose
@@ -92,6 +96,9 @@ def keep_homes(
     load_M = np.bincount(primaries, weights=numel_U, minlength=len(members))
     load = load_M.astype(np.int64).tolist()
     for unit in np.argsort(-numel_U, kind="stable").tolist():
+        if len(homes[unit]) == 2 <= redundancy:  # nor is there for this one
+            load[homes[unit][1]] += numel[unit]
+            continue
         chosen, left = list(homes[unit][:1]), list(homes[unit][1:])
         while left and len(chosen) < redundancy:
             home = left[0] if len(left) == 1 else _best_mirror(members, chosen, left, load)

@@ -131,7 +131,8 @@ class _Gains:
         unit_C, position_C = flat_copies(present)
         stage_U = np.array([stage_of_block[unit.block] for unit in inventory.units])
         numel_U, count_U = unit_sizes(inventory), np.bincount(unit_C, minlength=len(stage_U))
-        key_P, pair_C = np.unique(stage_U[unit_C] * num_members + position_C, return_inverse=True)
+        key_C = stage_U[unit_C] * num_members + position_C
+        key_P, pair_C = _number(key_C)
         numel_C = numel_U[unit_C]
         alone_C = np.where(count_U[unit_C] == 1, numel_C, 0)
         self.stage: list[int] = (key_P // num_members).tolist()
@@ -144,13 +145,9 @@ class _Gains:
         self._pairs = dict(zip(key_P.tolist(), range(len(key_P)), strict=True))
         self._num_members = num_members
         self._numel: list[int] = numel_U.tolist()
-        self._brings: list[list[int]] = [[] for _ in key_P]
-        """Units, by pair."""
-        self._with_copy: dict[int, list[int]] = {}
-        """Pairs, by unit that the stage lacks."""
-        for unit, pair in zip(unit_C.tolist(), pair_C.tolist(), strict=True):
-            self._brings[pair].append(unit)
-            self._with_copy.setdefault(unit, []).append(pair)
+        self._units_by_pair = _Runs(pair_C, unit_C, len(key_P))
+        self._pairs_by_unit = _Runs(unit_C, pair_C, len(stage_U))
+        self._is_lacking = [True] * len(stage_U)
 
     def find(self, stage: int, position: int) -> int | None:
         """The pair of a stage and a member; none if it has nothing for the stage."""
@@ -158,9 +155,32 @@ class _Gains:
 
     def take(self, pair: int) -> None:
         """A worker is seated: what it has, the stage lacks no more."""
-        for unit in self._brings[pair]:
-            for other in self._with_copy.pop(unit, ()):
-                self.left[other] -= self._numel[unit]
+        for unit in self._units_by_pair.of(pair):
+            if self._is_lacking[unit]:
+                self._is_lacking[unit] = False
+                for other in self._pairs_by_unit.of(unit):
+                    self.left[other] -= self._numel[unit]
+
+
+class _Runs:
+    """Values by their key, in two flat lists."""
+
+    def __init__(self, key_C: IntArray, value_C: IntArray, num_keys: int) -> None:
+        self._values: list[int] = value_C[np.argsort(key_C, kind="stable")].tolist()
+        ends = np.cumsum(np.bincount(key_C, minlength=num_keys))
+        self._ends: list[int] = [0, *ends.tolist()]
+
+    def of(self, key: int) -> list[int]:
+        """Values of one key, in the given order."""
+        return self._values[self._ends[key] : self._ends[key + 1]]
+
+
+def _number(key_C: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct keys, ascending, and the place of each key among them."""
+    key_P: IntArray = np.flatnonzero(np.bincount(key_C))
+    place_K = np.zeros(int(key_P.max(initial=-1)) + 1, dtype=np.int64)
+    place_K[key_P] = np.arange(len(key_P))
+    return key_P, place_K[key_C]
 
 
 def _sums(pair_C: IntArray, numel_C: IntArray, num_pairs: int) -> list[int]:
