@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import Report
+from elasticmoe.cluster.memory import collect_rarely
 from elasticmoe.controller.decisions import Decision, Form
 from elasticmoe.controller.journal import encode_record
 from elasticmoe.controller.machine import advance
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     workers = given.workers or (32 if given.quick else 16_384)
+    collect_rarely()  # as the controller's process does
     report = Report()
     job = job_of(workers, quick=given.quick)
     state = train(job)

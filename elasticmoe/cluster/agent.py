@@ -21,7 +21,7 @@ from elasticmoe.cluster.outbox import Deliver, Outbox
 from elasticmoe.cluster.stores import StoreKeeper
 from elasticmoe.cluster.vault_keeper import VaultKeeper
 from elasticmoe.cluster.warm_parent import MAX_LINE_BYTES, ForkRequest
-from elasticmoe.cluster.watch import POLL_S, HeartbeatWatch, Sign
+from elasticmoe.cluster.watch import HeartbeatWatch, Sign
 from elasticmoe.cluster.worker_process import Worker, core_waits, is_stopped
 from elasticmoe.errors import ClusterError
 from elasticmoe.messages.codec import to_line
@@ -357,7 +357,7 @@ class Agent:
 
     async def _watch_heartbeats(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._watch.pause_s)
             for silence in self._watch.look(time.monotonic(), self._signs()):
                 self._break_locally(self._workers[silence.worker].generation, but=None)
                 log.warning("silent", worker=silence.worker, evidence=silence.evidence)

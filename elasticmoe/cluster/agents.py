@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,7 +29,9 @@ from elasticmoe.telemetry.log import get_log
 log = get_log(__name__)
 
 LOOK_INTERVAL_S: Final = 0.5
-"""How often Ray is asked for its nodes."""
+"""How often Ray is asked for its nodes while workers are missing."""
+IDLE_LOOK_INTERVAL_S: Final = 2.0
+"""The same while none are: for notices, which come tens of seconds ahead."""
 NO_DEADLINE_S: Final = 30.0
 """Whoever drains a node without saying until when waits about so long before it goes."""
 LEASE_TICKS: Final = 16
@@ -71,6 +74,8 @@ class Agents:
     """Asked for, not attached yet."""
     draining: dict[str, float] = field(default_factory=dict)
     """Ray's ids of the nodes that are being drained, and until when (Unix time; 0: unknown)."""
+    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    """Workers may be missing since the last look."""
     _claiming: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def look(self) -> None:
@@ -136,11 +141,17 @@ class Agents:
 
     async def _keep_looking(self) -> None:
         while True:
+            self._room.clear()
             try:
                 await self.look()
             except RayError as error:
                 log.warning("not_looked", reason=reason_of(error))
             await asyncio.sleep(LOOK_INTERVAL_S)
+            if self._is_full():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self._room.wait(), IDLE_LOOK_INTERVAL_S - LOOK_INTERVAL_S
+                    )
 
     async def _keep_counting(self) -> None:
         while True:
@@ -182,17 +193,10 @@ class Agents:
 
     async def _missing_seats(self, nodes: list[RayNode]) -> list[Seat]:
         run = self.run
-        workers = run.job.workers
-        wanted = workers.max if run.ours else workers.replicas + workers.spares
-        shunned = self.shunned()
-        seats = [agent.seat for name, agent in self.by_node.items() if name not in shunned]
-        nodes = [node for node in nodes if node.id not in self._ids_of(shunned)]
-        seats += [seat for seat, _ in self.placing.values()]
-        granted: dict[str, int] = {}
-        for seat in seats:
-            granted[seat.node.id] = granted.get(seat.node.id, 0) + seat.capacity
-        if sum(granted.values()) >= wanted:
+        if self._is_full():
             return []
+        shunned = self._ids_of(self.shunned())
+        nodes = [node for node in nodes if node.id not in shunned]
         if run.ours:
             return [local_seat(run, node) for node in nodes]
         each = worker_resources(run, nodes)
@@ -204,7 +208,10 @@ class Agents:
             )
             for node in nodes
         }
-        grants = decide_grants(free, granted, wanted)
+        granted: dict[str, int] = {}
+        for seat in self._seats():
+            granted[seat.node.id] = granted.get(seat.node.id, 0) + seat.capacity
+        grants = decide_grants(free, granted, self._wanted)
         by_id = {node.id: node for node in nodes}
         return [
             Seat(
@@ -215,6 +222,20 @@ class Agents:
             )
             for node_id, count in grants.items()
         ]
+
+    def _seats(self) -> list[Seat]:
+        """Seats that the job counts on."""
+        shunned = self.shunned()
+        seats = [agent.seat for name, agent in self.by_node.items() if name not in shunned]
+        return seats + [seat for seat, _ in self.placing.values()]
+
+    @property
+    def _wanted(self) -> int:
+        workers = self.run.job.workers
+        return workers.max if self.run.ours else workers.replicas + workers.spares
+
+    def _is_full(self) -> bool:
+        return sum(seat.capacity for seat in self._seats()) >= self._wanted
 
     def _ids_of(self, names: frozenset[str]) -> frozenset[str]:
         agents = (self.by_node.get(name) for name in names)
@@ -237,6 +258,7 @@ class Agents:
                 ray.kill(handle)
         finally:
             del self.placing[seat.name]
+            self._room.set()
 
     async def _claim(self, name: str, nodes: dict[str, RayNode]) -> None:
         """Attach an agent that somebody else had placed; it may be starting still."""
@@ -269,6 +291,7 @@ class Agents:
 
     async def _lose(self, name: str, evidence: str) -> None:
         agent = self.by_node.pop(name)
+        self._room.set()
         self.given_up.add(agent.incarnation)
         if agent.watching is not None and agent.watching is not asyncio.current_task():
             agent.watching.cancel()

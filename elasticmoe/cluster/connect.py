@@ -25,6 +25,8 @@ def start_local_ray() -> None:
     """
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (so it is spelled)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # What actors do, told to Ray's dashboard every second, which is not there.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     os.environ.pop("RAY_ADDRESS", None)
     try:
         ray.init(

@@ -20,6 +20,7 @@ from elasticmoe.cluster.directory import lock_directory, write_private
 from elasticmoe.cluster.feed import Narrator
 from elasticmoe.cluster.head import Head
 from elasticmoe.cluster.journal_file import FileJournal
+from elasticmoe.cluster.memory import collect_rarely
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run
 from elasticmoe.cluster.service import Answers, Service
@@ -67,6 +68,7 @@ class ControllerActor:
         os.makedirs(self._run.log_dir, exist_ok=True)
         start_logging((self._run.log_dir / "controller.log").open("a", buffering=1))
         logging.captureWarnings(True)
+        collect_rarely()
         self._raylet = Raylet(ours=self._run.ours)
         self._clock = TermClock()
         self._controller: Controller | None = None

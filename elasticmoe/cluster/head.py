@@ -7,12 +7,16 @@ process of Ray ends itself, ours among them. Before that the job had better end 
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 PROBE_INTERVAL_S: Final = 0.5
 PROBE_TIMEOUT_S: Final = 2.0
+KEEP_ALIVE: Final = {socket.TCP_KEEPIDLE: 1, socket.TCP_KEEPINTVL: 1, socket.TCP_KEEPCNT: 2}
+"""Seconds, seconds and times: the kernel asks whether a head that says nothing is still there."""
 MISSES: Final = 2
 """In a row, before anybody is told."""
 RECONNECT_TIMEOUT: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -23,7 +27,10 @@ SHARE: Final = 0.75
 
 
 class Head:
-    """Looks whether anybody listens at the head's address. What it keeps does not matter here."""
+    """Looks whether anybody listens at the head's address. What it keeps does not matter here.
+
+    It holds a connection on which nothing is said: its end is news, and waiting for it is free.
+    """
 
     def __init__(self, address: str, patience_s: float | None = None) -> None:
         """
@@ -45,10 +52,11 @@ class Head:
         misses, gone_s = 0, 0.0
         while True:
             began_s = time.monotonic()
-            if await self._answers():
+            if (connection := await self._connect()) is not None:
                 if misses >= MISSES:
                     tell(f"Ray's head at {self.address} is back after {began_s - gone_s:.0f} s")
                 misses = 0
+                await _until_closed(*connection)
             else:
                 misses += 1
                 gone_s = began_s if misses == 1 else gone_s
@@ -62,11 +70,21 @@ class Head:
                     return
             await asyncio.sleep(PROBE_INTERVAL_S)
 
-    async def _answers(self) -> bool:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         try:
             opening = asyncio.open_connection(self._host, self._port)
-            _, writer = await asyncio.wait_for(opening, PROBE_TIMEOUT_S)
+            reader, writer = await asyncio.wait_for(opening, PROBE_TIMEOUT_S)
         except (OSError, TimeoutError):
-            return False
-        writer.close()
-        return True
+            return None
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        return reader, writer
+
+
+async def _until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):  # reset, or no answer to the kernel
+        while await reader.read(4096):
+            continue  # a greeting
+    writer.close()

@@ -1,14 +1,14 @@
 """Tells a worker whose heart has stopped from one that is merely slow. Pure: time is an argument.
 
-A worker's heartbeat thread beats every 10 ms. It stops when the process is stopped, or hangs with
-its interpreter locked; the end of a process is seen by other means, and sooner.
+A worker's heartbeat thread beats every `BEAT_S`. It stops when the process is stopped, or hangs
+with its interpreter locked; the end of a process is seen by other means, and sooner.
 
 A process that *is stopped* (the kernel says so) has `STOPPED_LEASE_S`. One that merely does not
-beat has a lease derived from its own past: `FACTOR` times the longest silence seen before. For
-where the numbers come from: on two cores a heartbeat of 10 ms came late by 26 ms at most beside
-nothing else and by 30 ms beside two busy processes, and a lease of 100 to 150 ms gave no false
-alarm. So a silence four times the longest one is an event of its own, and on such a machine the
-derived lease would be 120 ms; it never goes below `SHORTEST_LEASE_S` because there is no proof:
+beat has a lease derived from its own past: a beat may come `FACTOR` times as late as the latest
+one seen before. For where the numbers come from: on two cores beats came late by 26 ms at most
+beside nothing else and by 30 ms beside two busy processes, and a lease of 100 to 150 ms gave no
+false alarm. So a beat four times as late is an event of its own, and on such a machine the
+derived lease would be 170 ms; it never goes below `SHORTEST_LEASE_S` because there is no proof:
 a garbage collection, or parsing some megabytes of JSON, locks the interpreter for 100 ms once
 and for all. On a machine that has ten times more to do than cores, heartbeats come late by two
 seconds: time in which a thread of the worker waited for a core does not count as silence. A
@@ -19,18 +19,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from elasticmoe.vault.pulse import BEAT_S
+
 POLL_S: Final = 0.02
-"""Adds half of it to the time in which a stop is seen, and 50 looks a second to the load."""
+"""Between two looks at whoever is suspicious. Nobody is before `STOPPED_LEASE_S`, so that beside
+workers that beat 15 looks a second are enough."""
 STOPPED_LEASE_S: Final = 0.1
-"""Three times the longest silence of a healthy worker that was seen; a process that is stopped
-and goes on within it (a debugger, an impatient thumb) costs nothing."""
+"""From the newest beat. A process that is stopped and goes on within half of it (a debugger, an
+impatient thumb) costs nothing."""
 FACTOR: Final = 4.0
 SHORTEST_LEASE_S: Final = 0.25
 LONGEST_LEASE_S: Final = 2.0
 """Whatever was seen before; and while a worker forms a generation: it loads libraries and
 initialises an accelerator with the interpreter locked, and nothing was measured yet."""
-MEMORY_LOOKS: Final = 500
-"""A long silence counts for one to two times as many looks (10 to 20 s)."""
+MEMORY_S: Final = 10.0
+"""A long silence counts for one to two times as long."""
 UNMEASURED_PHASES: Final = ("", "form")
 
 
@@ -63,7 +66,8 @@ def decide_lease(longest_s: float, phase: str) -> float:
     """
     if phase in UNMEASURED_PHASES:
         return LONGEST_LEASE_S
-    return min(max(FACTOR * longest_s, SHORTEST_LEASE_S), LONGEST_LEASE_S)
+    lease_s = BEAT_S + FACTOR * (longest_s - BEAT_S)
+    return min(max(lease_s, SHORTEST_LEASE_S), LONGEST_LEASE_S)
 
 
 @dataclass(slots=True)
@@ -78,10 +82,11 @@ class Heard:
     silence_s: float = 0.0
     """Since the newest beat, as of the newest look, less `excused_s`."""
     longest_s: float = 0.0
-    """Longest silence that ended in the current block of looks."""
+    """Longest silence that ended in the current `MEMORY_S`."""
     longest_before_s: float = 0.0
-    """The same in the block before it."""
-    looks: int = 0
+    """The same in the one before it."""
+    began_s: float | None = None
+    """When the current one began."""
     reported: bool = False
 
     def take_in(self, now_s: float, beat_s: float, late_s: float) -> None:
@@ -92,9 +97,9 @@ class Heard:
         age_s = max(now_s - beat_s, 0.0)
         self.excused_s = min(self.excused_s + late_s, age_s)
         self.silence_s = age_s - self.excused_s
-        self.looks += 1
-        if self.looks == MEMORY_LOOKS:
-            self.longest_before_s, self.longest_s, self.looks = self.longest_s, 0.0, 0
+        self.began_s = now_s if self.began_s is None else self.began_s
+        if now_s >= self.began_s + MEMORY_S:
+            self.longest_before_s, self.longest_s, self.began_s = self.longest_s, 0.0, now_s
 
     def starved_s(self, core_waits: Mapping[int, float]) -> float:
         """For how long a thread has waited for a core since this was first asked."""
@@ -105,7 +110,7 @@ class Heard:
 
 
 class HeartbeatWatch:
-    """Looks at all workers of a node every `POLL_S`, and reports each silence once."""
+    """Looks at all workers of a node, each time after `pause_s`, and reports each silence once."""
 
     def __init__(
         self,
@@ -121,19 +126,24 @@ class HeartbeatWatch:
         self._is_stopped, self._core_waits = is_stopped, core_waits
         self._looked_s: float | None = None
         self._heard: dict[int, Heard] = {}
+        self.pause_s = STOPPED_LEASE_S
+        """From the newest look to the next one: nobody can be overdue before."""
 
     def look(self, now_s: float, signs: Iterable[Sign]) -> list[Silence]:
         """Take a look; say who has been silent for too long.
 
         A look that comes late excuses everybody for as long: whoever was held up together with
-        this process (a suspended machine, no free core) has not stopped.
+        this process (a suspended machine, no free core) has not stopped. One that comes very late
+        excuses for all but `POLL_S` of the time since the look before it.
 
         Args:
             now_s: monotonic time.
             signs: of all workers that have begun to beat and live.
         """
-        due_s = now_s if self._looked_s is None else self._looked_s + POLL_S
-        late_s, self._looked_s = max(now_s - due_s, 0.0), now_s
+        passed_s = 0.0 if self._looked_s is None else now_s - self._looked_s
+        late_s, self._looked_s = max(passed_s - self.pause_s, 0.0), now_s
+        if late_s > POLL_S:
+            late_s = passed_s - POLL_S
         heard, self._heard = self._heard, {}
         found = []
         for sign in signs:
@@ -144,6 +154,8 @@ class HeartbeatWatch:
             if evidence:
                 known.reported = True
                 found.append(Silence(sign.worker, evidence))
+        longest_s = max((known.silence_s for known in self._heard.values()), default=0.0)
+        self.pause_s = max(STOPPED_LEASE_S - longest_s, POLL_S)
         return found
 
     def _judge(self, known: Heard, sign: Sign) -> str:

@@ -42,23 +42,28 @@ def plan_homes(
     return add_mirrors(members, tuple((p,) for p in primary_U), numel_U, redundancy)
 
 
-def prefer_copies(holders: Holders, numel_U: IntArray, present: Present) -> tuple[Holders, int]:
-    """Narrow every unit's holders down to those with a copy, if there are any.
-
-    Returns:
-        Per unit the candidates for its primary home, and the elements of the units that no holder
-        has a copy of: what has to move before training goes on.
-    """
-    found: list[tuple[int, ...]] = []
-    missing = 0
+def missing_elements(holders: Holders, numel_U: IntArray, present: Present) -> int:
+    """Elements of the units that no holder has a copy of: what has to move before training goes
+    on."""
+    missing: list[int] = []
     for held, units in groupby(range(len(holders)), key=holders.__getitem__):
-        everyone = frozenset(held)
+        has_none = frozenset(held).isdisjoint
+        missing += [unit for unit in units if has_none(present.get(unit, ()))]
+    return int(numel_U[missing].sum())
+
+
+def prefer_copies(holders: Holders, present: Present) -> Holders:
+    """Narrow every unit's holders down to those with a copy, if there are any: the candidates for
+    its primary home."""
+    found: list[tuple[int, ...]] = []
+    for held, units in groupby(range(len(holders)), key=holders.__getitem__):
+        is_holder = frozenset(held).__contains__
         for unit in units:
-            with_copy = everyone.intersection(present.get(unit, ()))
-            if not with_copy:
-                missing += int(numel_U[unit])
-            found.append(tuple(sorted(with_copy)) or held)
-    return found, missing
+            with_copy = tuple(filter(is_holder, present.get(unit, ())))
+            if len(with_copy) > 1:
+                with_copy = tuple(sorted(with_copy))
+            found.append(with_copy or held)
+    return found
 
 
 def keep_homes(
@@ -81,24 +86,27 @@ def keep_homes(
         Per unit between 1 and min(redundancy, M) different positions in `members`.
     """
     primaries = _plan_primaries(candidates, numel_U, len(members))
-    numel, load = numel_U.tolist(), [0] * len(members)
-    for unit, primary in enumerate(primaries):
-        load[primary] += numel[unit]
-    homes = [[primary] for primary in primaries]
-    mirrors = [
-        [position for position in present.get(unit, ()) if position != primary]
+    homes = [
+        (primary, *filter(primary.__ne__, present.get(unit, ())))
         for unit, primary in enumerate(primaries)
     ]
-    if redundancy == 2 and max(map(len, mirrors), default=0) <= 1:  # there is nothing to choose
-        return tuple((primary, *left) for primary, left in zip(primaries, mirrors, strict=True))
+    if max(map(len, homes), default=0) <= redundancy == 2:  # there is nothing to choose
+        return tuple(homes)
+    numel = numel_U.tolist()
+    load_M = np.bincount(primaries, weights=numel_U, minlength=len(members))
+    load = load_M.astype(np.int64).tolist()
     for unit in np.argsort(-numel_U, kind="stable").tolist():
-        chosen, left = homes[unit], mirrors[unit]
+        if len(homes[unit]) == 2 <= redundancy:  # nor is there for this one
+            load[homes[unit][1]] += numel[unit]
+            continue
+        chosen, left = list(homes[unit][:1]), list(homes[unit][1:])
         while left and len(chosen) < redundancy:
             home = left[0] if len(left) == 1 else _best_mirror(members, chosen, left, load)
             left.remove(home)
             chosen.append(home)
             load[home] += numel[unit]
-    return tuple(tuple(chosen) for chosen in homes)
+        homes[unit] = tuple(chosen)
+    return tuple(homes)
 
 
 def add_mirrors(
@@ -167,13 +175,12 @@ def _plan_primaries(candidates: Holders, numel_U: IntArray, num_members: int) ->
     assert num_candidates_U.all(), "every unit needs a holder"
     order = np.lexsort((-numel_U, num_candidates_U)).tolist()
     numel = numel_U.tolist()
-    load = [0] * num_members
-    primaries = [0] * len(candidates)
-    num_settled = int((num_candidates_U == 1).sum())
-    for unit in order[:num_settled]:  # there is nothing to choose
-        primaries[unit] = primary = candidates[unit][0]
-        load[primary] += numel[unit]
-    for held, units in groupby(order[num_settled:], key=candidates.__getitem__):
+    primaries = [held[0] for held in candidates]
+    is_settled_U = num_candidates_U == 1  # there is nothing to choose
+    settled_U = np.array(primaries, dtype=np.int64)[is_settled_U]
+    load_M = np.bincount(settled_U, weights=numel_U[is_settled_U], minlength=num_members)
+    load = load_M.astype(np.int64).tolist()
+    for held, units in groupby(order[int(is_settled_U.sum()) :], key=candidates.__getitem__):
         # A heap serves a run of units with the same candidates: nobody else changes their loads.
         heap = [(load[member], member) for member in held]
         heapify(heap)

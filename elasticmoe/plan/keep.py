@@ -2,12 +2,17 @@
 
 How many workers each stage gets is decided without looking at copies, because it lasts; which
 workers they are is free to choose, and a good choice spares most of the moves.
+
+Shapes: U = units, C = copies of all units, P = pairs of a stage and a member with copies for it.
 """
 
 from collections.abc import Mapping, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Final
 
+import numpy as np
+
+from elasticmoe.plan.holders import IntArray, flat_copies, unit_sizes
 from elasticmoe.plan.homes import Present
 from elasticmoe.plan.types import Inventory, Member, Unit
 
@@ -36,24 +41,27 @@ def keep_members(
         Per stage positions in `members`, ascending.
     """
     assert sum(sizes) == len(members)
-    gains = _Gains(stage_of_block, inventory, present)
+    gains = _Gains(stage_of_block, inventory, present, len(members))
     seats = _Seats(members, sizes)
 
-    def entry(stage: int, position: int) -> tuple[float, int, int, int, int]:
+    def entry(pair: int) -> tuple[float, int, int, int]:
         # Among equals those first that nobody can stand in for, where there are seats to spare.
-        gain, alone = gains.left[stage, position]
+        stage, position = gains.stage[pair], gains.position[pair]
         favour = TOGETHER if seats.has_mate(stage, position) else 1.0
-        return -favour * gain, -alone, -seats.room(stage), stage, position
+        return -favour * gains.left[pair], -gains.alone[pair], -seats.room(stage), pair
 
-    queue = [entry(*pair) for pair in gains.left]
-    heapify(queue)
-    while queue:
+    # Most entries are looked at once: sorting them costs less than a heap of all.
+    ahead = sorted(map(entry, range(len(gains.stage))), reverse=True)
+    queue: list[tuple[float, int, int, int]] = []
+    while ahead or queue:
         # An entry may be too good by now, never too bad: mates are queued again.
-        expected = heappop(queue)
-        stage, position = expected[-2:]
+        is_queued = not ahead or bool(queue and queue[0] < ahead[-1])
+        expected = heappop(queue) if is_queued else ahead.pop()
+        pair = expected[-1]
+        stage, position = gains.stage[pair], gains.position[pair]
         if not seats.is_free(stage, position):
             continue
-        found = entry(stage, position)
+        found = entry(pair)
         if found[:2] > expected[:2]:
             if found[0]:
                 heappush(queue, found)
@@ -61,10 +69,11 @@ def keep_members(
         is_first = not seats.has_mate(stage, position)
         seats.take(stage, position)
         mates = seats.free_mates(position) if is_first else []
-        gains.take(stage, position)
+        gains.take(pair)
         for mate in mates:
-            if (stage, mate) in gains.left:
-                heappush(queue, entry(stage, mate))
+            other = gains.find(stage, mate)
+            if other is not None:
+                heappush(queue, entry(other))
     seats.fill()
     return tuple(tuple(sorted(seated)) for seated in seats.seated)
 
@@ -107,38 +116,76 @@ def keep_slots(
 
 
 class _Gains:
-    """What each worker would bring each stage of what nobody seated there has a copy of."""
+    """What each worker would bring each stage of what nobody seated there has a copy of.
+
+    A *pair* is the number of a stage and a member that has copies for it, in this order.
+    """
 
     def __init__(
-        self, stage_of_block: Mapping[int, int], inventory: Inventory, present: Present
+        self,
+        stage_of_block: Mapping[int, int],
+        inventory: Inventory,
+        present: Present,
+        num_members: int,
     ) -> None:
-        self.left: dict[tuple[int, int], list[int]] = {}
-        """(stage, position) -> elements, and those of them that nobody else has."""
-        self._present, self._units = present, inventory.units
-        self._brings: dict[tuple[int, int], list[int]] = {}
-        self._missing = set(present)
-        for unit, positions in present.items():
-            stage, numel = stage_of_block[inventory.units[unit].block], inventory.units[unit].numel
-            alone = numel if len(positions) == 1 else 0
-            for position in positions:
-                pair = stage, position
-                if pair not in self.left:
-                    self.left[pair], self._brings[pair] = [0, 0], []
-                left = self.left[pair]
-                left[0] += numel
-                left[1] += alone
-                self._brings[pair].append(unit)
+        unit_C, position_C = flat_copies(present)
+        stage_U = np.array([stage_of_block[unit.block] for unit in inventory.units])
+        numel_U, count_U = unit_sizes(inventory), np.bincount(unit_C, minlength=len(stage_U))
+        key_C = stage_U[unit_C] * num_members + position_C
+        key_P, pair_C = _number(key_C)
+        numel_C = numel_U[unit_C]
+        alone_C = np.where(count_U[unit_C] == 1, numel_C, 0)
+        self.stage: list[int] = (key_P // num_members).tolist()
+        """Of every pair."""
+        self.position: list[int] = (key_P % num_members).tolist()
+        self.left = _sums(pair_C, numel_C, len(key_P))
+        """Elements that the member would bring."""
+        self.alone = _sums(pair_C, alone_C, len(key_P))
+        """Those of them that nobody else has."""
+        self._pairs = dict(zip(key_P.tolist(), range(len(key_P)), strict=True))
+        self._num_members = num_members
+        self._numel: list[int] = numel_U.tolist()
+        self._units_by_pair = _Runs(pair_C, unit_C, len(key_P))
+        self._pairs_by_unit = _Runs(unit_C, pair_C, len(stage_U))
+        self._is_lacking = [True] * len(stage_U)
 
-    def take(self, stage: int, position: int) -> None:
+    def find(self, stage: int, position: int) -> int | None:
+        """The pair of a stage and a member; none if it has nothing for the stage."""
+        return self._pairs.get(stage * self._num_members + position)
+
+    def take(self, pair: int) -> None:
         """A worker is seated: what it has, the stage lacks no more."""
-        for unit in self._brings[stage, position]:
-            if unit in self._missing:
-                self._missing.discard(unit)
-                positions, numel = self._present[unit], self._units[unit].numel
-                for other in positions:
-                    left = self.left[stage, other]
-                    left[0] -= numel
-                    left[1] -= numel if len(positions) == 1 else 0
+        for unit in self._units_by_pair.of(pair):
+            if self._is_lacking[unit]:
+                self._is_lacking[unit] = False
+                for other in self._pairs_by_unit.of(unit):
+                    self.left[other] -= self._numel[unit]
+
+
+class _Runs:
+    """Values by their key, in two flat lists."""
+
+    def __init__(self, key_C: IntArray, value_C: IntArray, num_keys: int) -> None:
+        self._values: list[int] = value_C[np.argsort(key_C, kind="stable")].tolist()
+        ends = np.cumsum(np.bincount(key_C, minlength=num_keys))
+        self._ends: list[int] = [0, *ends.tolist()]
+
+    def of(self, key: int) -> list[int]:
+        """Values of one key, in the given order."""
+        return self._values[self._ends[key] : self._ends[key + 1]]
+
+
+def _number(key_C: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct keys, ascending, and the place of each key among them."""
+    key_P: IntArray = np.flatnonzero(np.bincount(key_C))
+    place_K = np.zeros(int(key_P.max(initial=-1)) + 1, dtype=np.int64)
+    place_K[key_P] = np.arange(len(key_P))
+    return key_P, place_K[key_C]
+
+
+def _sums(pair_C: IntArray, numel_C: IntArray, num_pairs: int) -> list[int]:
+    sums: list[int] = np.bincount(pair_C, numel_C, num_pairs).astype(np.int64).tolist()
+    return sums
 
 
 class _Seats:
@@ -146,41 +193,45 @@ class _Seats:
 
     def __init__(self, members: Sequence[Member], sizes: Sequence[int]) -> None:
         self.seated: list[list[int]] = [[] for _ in sizes]
-        self._members, self._sizes = members, sizes
-        self._free = set(range(len(members)))
+        self._room = list(sizes)
+        self._is_free = [True] * len(members)
         self._open = dict.fromkeys(stage for stage, size in enumerate(sizes) if size)
-        self._stages_of_node: dict[str, set[int]] = {}
-        self._mates: dict[str, list[int]] = {}
+        mates: dict[str, list[int]] = {}
         for position, member in enumerate(members):
-            self._mates.setdefault(member.node, []).append(position)
+            mates.setdefault(member.node, []).append(position)
+        self._mates = [mates[member.node] for member in members]
+        stages: dict[str, set[int]] = {node: set() for node in mates}
+        self._stages_of_node = [stages[member.node] for member in members]
 
     def is_free(self, stage: int, position: int) -> bool:
         """Whether the stage has room and the member no seat yet."""
-        return stage in self._open and position in self._free
+        return self._is_free[position] and self._room[stage] > 0
 
     def room(self, stage: int) -> int:
         """Seats left in the stage."""
-        return self._sizes[stage] - len(self.seated[stage])
+        return self._room[stage]
 
     def has_mate(self, stage: int, position: int) -> bool:
         """Whether somebody of the member's node sits in the stage."""
-        return stage in self._stages_of_node.get(self._members[position].node, ())
+        return stage in self._stages_of_node[position]
 
     def free_mates(self, position: int) -> list[int]:
         """Members of the same node that have no seat yet."""
-        return [p for p in self._mates[self._members[position].node] if p in self._free]
+        return [mate for mate in self._mates[position] if self._is_free[mate]]
 
     def take(self, stage: int, position: int) -> None:
         """Seat a member."""
         self.seated[stage].append(position)
-        if not self.room(stage):
+        self._room[stage] -= 1
+        if not self._room[stage]:
             del self._open[stage]
-        self._free.discard(position)
-        self._stages_of_node.setdefault(self._members[position].node, set()).add(stage)
+        self._is_free[position] = False
+        self._stages_of_node[position].add(stage)
 
     def fill(self) -> None:
         """Seat everybody who is left, beside members of the same node where there is room."""
-        for position in sorted(self._free):
-            beside = self._stages_of_node.get(self._members[position].node, set())
-            stage = min(beside & self._open.keys(), default=None)
-            self.take(next(iter(self._open)) if stage is None else stage, position)
+        for position, is_free in enumerate(self._is_free):
+            if is_free:
+                beside = self._stages_of_node[position]
+                stage = min(beside & self._open.keys(), default=None)
+                self.take(next(iter(self._open)) if stage is None else stage, position)

@@ -3,7 +3,13 @@
 from elasticmoe.errors import PlanError
 from elasticmoe.plan.experts import decide_holding, plan_slots
 from elasticmoe.plan.holders import unit_holders, unit_sizes
-from elasticmoe.plan.homes import Present, keep_homes, plan_homes, prefer_copies
+from elasticmoe.plan.homes import (
+    Present,
+    keep_homes,
+    missing_elements,
+    plan_homes,
+    prefer_copies,
+)
 from elasticmoe.plan.keep import keep_members, keep_slots
 from elasticmoe.plan.layout import Cut, even_ranges, plan_cuts, plan_members
 from elasticmoe.plan.schedule import plan_timetable
@@ -38,15 +44,14 @@ def make_plan(
     if present is None:
         homes = plan_homes(members, holders, numel_U, redundancy)
         return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
-    candidates, missing = prefer_copies(holders, numel_U, present)
-    if missing:
+    if missing := missing_elements(holders, numel_U, present):
         stage_of_block = {b: s for s, stage in reversed([*enumerate(stages)]) for b in stage.blocks}
         named = keep_members(members, sizes, stage_of_block, inventory, present)
         kept = _lay_out(job, inventory, cuts, named, present)
         kept_holders = unit_holders(inventory, *kept)
-        kept_candidates, kept_missing = prefer_copies(kept_holders, numel_U, present)
-        if kept_missing < missing:
-            (stages, slots), candidates = kept, kept_candidates
+        if missing_elements(kept_holders, numel_U, present) < missing:
+            (stages, slots), holders = kept, kept_holders
+    candidates = prefer_copies(holders, present)
     homes = keep_homes(members, candidates, numel_U, redundancy, present)
     return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
 

@@ -1,15 +1,9 @@
-"""Who sends which units to whom when a plan takes over from what is in the workers' memory.
-
-Shapes: H = homes of all units, C = copies of all units, one after another.
-"""
+"""Who sends which units to whom when a plan takes over from what is in the workers' memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from elasticmoe.errors import PlanError
-from elasticmoe.plan.holders import flat_copies
 from elasticmoe.plan.types import Inventory, Member, Plan
 
 Moves = tuple[tuple[int, int, int], ...]
@@ -45,15 +39,13 @@ def plan_moves(plan: Plan, inventory: Inventory, sources: Mapping[int, Sequence[
     Raises:
         PlanError: nobody can supply a unit.
     """
-    unit_H, home_H = flat_copies(dict(enumerate(plan.homes)))
-    unit_C, source_C = flat_copies(sources)
-    num_members = len(plan.members)
-    lacking_H = ~np.isin(unit_H * num_members + home_H, unit_C * num_members + source_C)
     choices = [
         (len(sources.get(unit, ())), -inventory.units[unit].numel, unit, home)
-        for unit, home in zip(unit_H[lacking_H].tolist(), home_H[lacking_H].tolist(), strict=True)
+        for unit, homes in enumerate(plan.homes)
+        for home in homes
+        if home not in sources.get(unit, ())
     ]
-    sent = [0] * num_members
+    sent = [0] * len(plan.members)
     moves = []
     for num_sources, minus_numel, unit, home in sorted(choices):
         if not num_sources:

@@ -51,10 +51,9 @@ from elasticmoe.runtime.step import (
 from elasticmoe.runtime.workplace import Workplace, layout_of, prepare_modules
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.vault.contents import read_copies
-from elasticmoe.vault.pulse import Pulse
+from elasticmoe.vault.pulse import BEAT_S, Pulse
 from elasticmoe.vault.vault import Vault
 
-BEAT_S: Final = 0.01
 _MEASURED_STEP: Final = 3
 """After this many steps of a generation the yardstick of MFU is measured: not before the first
 step, which somebody waits for."""

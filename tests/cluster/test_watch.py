@@ -4,7 +4,7 @@ import pytest
 
 from elasticmoe.cluster.watch import (
     LONGEST_LEASE_S,
-    MEMORY_LOOKS,
+    MEMORY_S,
     POLL_S,
     SHORTEST_LEASE_S,
     STOPPED_LEASE_S,
@@ -12,6 +12,7 @@ from elasticmoe.cluster.watch import (
     Sign,
     decide_lease,
 )
+from elasticmoe.vault.pulse import BEAT_S
 
 
 class World:
@@ -82,13 +83,14 @@ def test_a_worker_that_has_been_slow_before_gets_more_time() -> None:
     world.pass_time(5, beats=False)
 
     ((silence_s, _),) = world.found
-    assert 4 * 0.2 < silence_s < 4 * (0.2 + POLL_S) + 2 * POLL_S
+    late_s = 0.2 - BEAT_S
+    assert BEAT_S + 4 * late_s < silence_s < BEAT_S + 4 * (late_s + POLL_S) + 2 * POLL_S
 
 
 def test_an_old_silence_is_forgotten() -> None:
     world = World()
     world.pass_time(0.2, beats=False)
-    world.pass_time(2 * MEMORY_LOOKS * POLL_S, beats=True)
+    world.pass_time(2 * MEMORY_S + POLL_S, beats=True)
 
     world.pass_time(5, beats=False)
 
@@ -165,8 +167,9 @@ def test_a_number_that_was_reported_and_ended_is_watched_afresh() -> None:
 @pytest.mark.parametrize(
     "longest_s, phase, lease_s",
     [
-        (0.03, "compute", 0.25),
-        (0.1, "reduce", 0.4),
+        (BEAT_S, "compute", 0.25),
+        (BEAT_S + 0.03, "compute", 0.25),
+        (BEAT_S + 0.1, "reduce", BEAT_S + 0.4),
         (0.9, "apply", 2.0),
         (0.0, "form", 2.0),
         (0.0, "", 2.0),
