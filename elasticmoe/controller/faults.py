@@ -1,10 +1,9 @@
 """From the first sign of a fault to the decision how to go on."""
 
-from dataclasses import replace
-
 from elasticmoe.controller import vaults
 from elasticmoe.controller.capacity import free_places
 from elasticmoe.controller.casualties import decide_fence_silent, repeated_failure
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Break,
     Casualty,

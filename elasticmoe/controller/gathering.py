@@ -1,12 +1,12 @@
 """Who is in the next generation, and from where it starts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from elasticmoe.controller.avoided import avoided_nodes, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Fence,
     Form,

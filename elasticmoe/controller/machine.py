@@ -7,7 +7,6 @@ moves the phase. On replay recorded decisions are applied instead of asking.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from elasticmoe.controller import (
@@ -24,6 +23,7 @@ from elasticmoe.controller import (
     snapshots,
     training,
 )
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Break,
     Casualty,

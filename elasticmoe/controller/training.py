@@ -1,10 +1,9 @@
 """Reports of a gang that trains, and how it comes to its end."""
 
-from dataclasses import replace
-
 from elasticmoe.controller.avoided import next_end_s, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     NO_NUMBER,
     Break,

@@ -1,8 +1,8 @@
 """What is known of the workers' memory: who reported it, where it is, and when it is given up."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.copies import Settled, count_missing, has_progress, settle_step
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.state import JobState, KnownVault, Worker, WorkerStatus
