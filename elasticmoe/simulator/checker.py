@@ -261,10 +261,9 @@ class Checker:
         if state.is_final or (world.gang is not None and world.gang.ended):
             self._due = []
             return
-        cut = any(node.cut for node in world.nodes.values())
         up_s = world.now_s - world.downtime_s
         late = [due for due in self._due if due.until_s < up_s]
-        if late and not cut:
+        if late and not any(node.cut for node in world.nodes.values()):
             fired = late[0].fired
             self.noticed(f"{fired.kind} of {fired.whom} at {fired.at_s:.3f} s was never answered")
             self._due = [due for due in self._due if due.until_s >= up_s]
