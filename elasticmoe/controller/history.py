@@ -4,8 +4,9 @@ Reads the records alone, never the state machine's state, so that it can contrad
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Regroup, Wait
 from elasticmoe.controller.record import Progress, Record, turns
 from elasticmoe.controller.recovery import KEEPING

@@ -333,4 +333,6 @@ def _timed(
     if look is not None and (running_s is None or look.at_s < running_s):
         running_s = look.at_s
         commands = (*commands, WakeAt(look.at_s))
-    return replace(state, wake_at_s=running_s), commands
+    if running_s != state.wake_at_s:
+        state = replace(state, wake_at_s=running_s)
+    return state, commands
