@@ -107,7 +107,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         survivors_shortage=shortage(state, kept.step, readable)
         if kept and readable != nodes
         else lacking,
-        snapshot_step=find_snapshot(state, left),
+        snapshot_step=find_snapshot(state, readable),
         distrusted=_distrusted(state),
         refused_rungs=refused_rungs,
         retries=state.retries,

@@ -24,6 +24,7 @@ from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import (
     dead_members,
     find_deserted,
+    find_deserted_snapshot,
     find_replacements,
     replacing,
 )
@@ -130,7 +131,7 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
-    reader = _decide_readers(state) if rung == "failover" else None
+    reader = _decide_readers(state, rung)
     if reader is not None:
         return reader
     if rung == "failover" and avoided_nodes(state) and _lacks_memory(state, ready):
@@ -159,10 +160,11 @@ def _lacks_memory(state: JobState, workers: tuple[Worker, ...]) -> bool:
     return bool(shortage(without, state.settled_step, nodes))
 
 
-def _decide_readers(state: JobState) -> Gather | Fence | LookAgain | None:
+def _decide_readers(state: JobState, rung: Rung) -> Gather | Fence | LookAgain | None:
     """Have a worker on every node whose memory is needed; none: all are there."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
-    deserted = find_deserted(state, state.settled_step)
+    find = find_deserted if rung == "failover" else find_deserted_snapshot
+    deserted = find(state, state.settled_step)
     if not deserted:
         return None
     empty = [
