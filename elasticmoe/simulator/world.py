@@ -48,6 +48,10 @@ class Truth(Watcher, Protocol):
         """A step was applied by all members."""
         ...
 
+    def snapshotted(self, gang: Gang) -> None:
+        """All members begin to copy what they have."""
+        ...
+
     def joined(self, gang: Gang) -> None:
         """All members have all they need: the gang's version is what they go on from."""
         ...
