@@ -134,7 +134,7 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
     reader = _decide_readers(state, rung)
     if reader is not None:
         return reader
-    if rung == "failover" and avoided_nodes(state) and _lacks_memory(state, ready):
+    if avoided_nodes(state) and _lacks_memory(state, ready, rung):
         ready = _ready(state, avoided=frozenset())  # who was to be left has what nobody else has
     workers = tuple(worker.number for worker in ready)
     return _form_from_memory(state, rung, workers, {}, _layout_to_grow(state, workers))
@@ -150,13 +150,15 @@ def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
     return make_plan(state.job.spec, state.job.inventory, _members(state, workers))
 
 
-def _lacks_memory(state: JobState, workers: tuple[Worker, ...]) -> bool:
+def _lacks_memory(state: JobState, workers: tuple[Worker, ...], rung: Rung) -> bool:
     """Whether workers cannot go on without what others, who wait too, have in memory."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
     staying = {worker.number for worker in workers}
     waiting = {one.number for one in having(state, WorkerStatus.IDLE)} - staying
     without = replace(state, vaults=state.vaults.without(waiting))
     nodes = frozenset(worker.node for worker in workers)
+    if rung == "snapshot":
+        return find_snapshot(without, nodes) != state.settled_step
     return bool(shortage(without, state.settled_step, nodes))
 
 

@@ -41,7 +41,7 @@ from elasticmoe.controller.state import (
     stale,
     with_status,
 )
-from elasticmoe.controller.vaults import reopened, with_ended
+from elasticmoe.controller.vaults import reopened, with_ended, with_snapshots
 from elasticmoe.controller.wording import described, plural
 from elasticmoe.messages.commands import InstructGang
 from elasticmoe.messages.worker import GangEnded
@@ -167,6 +167,7 @@ def gang_ended(state: JobState, report: GangEnded) -> Outcome:
     if report.worker not in state.positions:
         return ignored(state)
     state = replace(state, ended=state.ended.with_item(report.worker, report.step))
+    state = with_snapshots(state, report)
     worker = state.workers.get(report.worker)
     if worker is not None and worker.status is WorkerStatus.BUSY:
         state = with_status(state, (report.worker,), WorkerStatus.IDLE)

@@ -208,7 +208,7 @@ def _pause(world: World, gang: Gang) -> None:
         assert process.vault is not None, "whoever trains has a vault"
         gang.uniform(member, process.vault)
         process.gang, process.step = None, gang.step
-        world.report(process, GangEnded(gang.generation, process.number, gang.step))
+        world.report(process, _gang_ended(world, gang, process, gang.step))
 
 
 def _written(world: World, gang: Gang, process: Process, saved: Saved, last: bool) -> None:
@@ -220,4 +220,11 @@ def _written(world: World, gang: Gang, process: Process, saved: Saved, last: boo
     files = [{"path": f"{step}/{worker}"}]
     world.report(process, CheckpointPart(generation, worker, step, files, {"step": step}))
     if last:
-        world.report(process, GangEnded(generation, worker, step))
+        world.report(process, _gang_ended(world, gang, process, step))
+
+
+def _gang_ended(world: World, gang: Gang, process: Process, step: int) -> GangEnded:
+    vault = process.vault
+    copies = vault.copies(process.number, world.lineage) if vault is not None else None
+    snapshots = copies.snapshots if copies is not None else ()
+    return GangEnded(gang.generation, process.number, step, snapshots)

@@ -8,7 +8,7 @@ import pytest
 from worlds import decisions, kinds, run
 
 from elasticmoe.controller import faults, recovery
-from elasticmoe.controller.decisions import Form, Gather, Recover, TakeSnapshot
+from elasticmoe.controller.decisions import Form, Gather, Quarantine, Recover, TakeSnapshot
 from elasticmoe.controller.phases import Phase
 from elasticmoe.messages.commands import FormGeneration
 from elasticmoe.simulator import keeper
@@ -112,6 +112,27 @@ def test_a_copy_on_a_node_where_nobody_is_left_is_read_by_a_worker_that_is_start
     assert _rungs(outcome) == ["snapshot"]
     reasons = [one.reason for one in decisions(outcome, Gather) if isinstance(one, Gather)]
     assert any("nobody is left on node c to read" in reason for reason in reasons)
+
+
+def test_a_copy_on_a_node_in_quarantine_is_read_there() -> None:
+    """Its worker dies beside the loss, which is one fault too many for it."""
+    outcome = _run(LOST, Fault("crash", 4.352, node="c"), quarantine_faults=1)
+
+    assert kinds(outcome) == ["lose_node", "crash"]
+    assert [one.node for one in decisions(outcome, Quarantine)] == ["c"]  # type: ignore[attr-defined]
+    assert outcome.problems == ()
+    assert _rungs(outcome) == ["snapshot"]
+
+
+def test_members_that_wait_at_the_end_of_their_gang_have_said_which_snapshots_they_hold() -> None:
+    cut = Fault("partition", 6.5, node="b", lasts_s=30.0)
+
+    outcome = _run(cut)
+
+    assert kinds(outcome) == ["partition"]
+    assert outcome.problems == ()
+    assert _rungs(outcome) == ["snapshot"]
+    assert outcome.account.rolled_back <= 8
 
 
 def test_forgetting_that_there_is_a_snapshot_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
