@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from elasticmoe.simulator.traces import Trace
     from elasticmoe.spec.job import JobSpec
 
-MAX_TOLD = 3
-"""Failing schedules whose story is told."""
-PROGRESS_S = 30.0
-"""Between two lines that say how many schedules were run."""
-
 File = Annotated[
     Path | None,
     typer.Argument(help="A TOML or JSON job file; not with --schedules.", metavar="[JOB.toml]"),
@@ -47,6 +42,9 @@ TraceFile = Annotated[
 Schedules = Annotated[
     int | None,
     typer.Option(min=1, help="Instead: so many hostile schedules, one per seed from --seed on."),
+]
+Processes = Annotated[
+    int, typer.Option(min=1, help="With --schedules: processes that share the work.")
 ]
 CostsFile = Annotated[
     Path | None, typer.Option(help="JSON file: how long things take, where it is known.")
@@ -73,6 +71,7 @@ def simulate_job(
     trace: TraceFile = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal runs.")] = 0,
     schedules: Schedules = None,
+    processes: Processes = 1,
     costs: CostsFile = None,
     rivals: Rivals = False,
     measured: Measured = None,
@@ -80,7 +79,9 @@ def simulate_job(
 ) -> None:
     """Run a job through faults in a pretend world: goodput, lost steps, rungs, broken promises."""
     if schedules is not None:
-        _search(seed, schedules, workers)
+        from elasticmoe.cli.schedules import search
+
+        search(seed, schedules, workers, processes)
         return
     if rivals:
         from elasticmoe.cli.rivals import compare_rivals
@@ -117,52 +118,6 @@ def simulate_job(
         write_report(spec, outcome, out)
         say(f"figures, plot and story: {out}")
     _tell_problems(outcome)
-
-
-def _search(first_seed: int, count: int, workers: int | None) -> None:
-    """Run hostile schedules; each that breaks a promise is told, with how to run it again."""
-    from elasticmoe.controller.story import story
-    from elasticmoe.simulator.jobs import plain_inventory
-    from elasticmoe.simulator.run import simulate
-    from elasticmoe.simulator.schedules import hostile_schedule
-
-    began_s, failing, faults = perf_counter(), 0, 0
-    slowest, told_s = (0.0, "nothing"), began_s
-    for seed in range(first_seed, first_seed + count):
-        if perf_counter() > told_s + PROGRESS_S:
-            told_s = perf_counter()
-            took = format_duration(told_s - began_s)
-            say(f"{seed - first_seed} of {count} schedules, {failing} failing, after {took}")
-        schedule = hostile_schedule(seed, workers=workers)
-        inventory = plain_inventory(schedule.job)
-        outcome = simulate(schedule.job, inventory, schedule.scenario, stopwatch=perf_counter)
-        faults += len(outcome.fired)
-        slowest = max(slowest, (outcome.slowest_decision_s, outcome.slowest_decision))
-        if not outcome.problems and not (count == 1 and outcome.fired):
-            continue
-        failing += bool(outcome.problems)
-        if failing <= MAX_TOLD:
-            for line in story(outcome.records):
-                say(line)
-            for fired in outcome.fired:
-                say(f"{fired.at_s:9.2f} s  fault: {fired.kind} of {fired.whom}")
-            for problem in outcome.problems:
-                say(f"{problem.at_s:9.2f} s  BROKEN: {problem.text}")
-        if outcome.problems:
-            size = f" --workers {workers}" if workers else ""
-            say(f"again: elasticmoe simulate --schedules 1 --seed {seed}{size}")
-    took = format_duration(perf_counter() - began_s)
-    figures = {
-        "schedules": count,
-        "faults": faults,
-        "failing": failing,
-        "slowest_decision_s": round(slowest[0], 4),
-        "slowest_decision": slowest[1],
-    }
-    say(f"{count} schedules, {faults} faults, {failing} with a broken promise, in {took}")
-    say(json.dumps(figures))
-    if failing:
-        sys.exit(1)
 
 
 def _show(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", took_s: float) -> None:

@@ -1,7 +1,6 @@
 """Nodes, workers and room: who is there, and how many more could be."""
 
 import heapq
-from dataclasses import replace
 
 from elasticmoe.controller.avoided import avoided_nodes, num_staying
 from elasticmoe.controller.casualties import (
@@ -9,6 +8,7 @@ from elasticmoe.controller.casualties import (
     decide_fence_silent,
     is_needed,
 )
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Fence, Gather, LookAgain, Stop
 from elasticmoe.controller.ending import decide_stop
 from elasticmoe.controller.phases import Phase

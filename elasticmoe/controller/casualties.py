@@ -1,8 +1,8 @@
 """Signs that a generation is over: failed and parked workers, and whose loss matters."""
 
-from dataclasses import replace
 from typing import Final
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Fence
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.state import (

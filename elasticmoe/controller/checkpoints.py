@@ -1,7 +1,6 @@
 """Checkpoints: parts from every member, one seal, and the old ones deleted."""
 
-from dataclasses import replace
-
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.state import (
     Checkpoint,

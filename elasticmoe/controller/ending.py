@@ -1,7 +1,6 @@
 """How a job ends: finished, stopped or given up."""
 
-from dataclasses import replace
-
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Finish, GiveUp, Stop
 from elasticmoe.controller.recovery import origin
 from elasticmoe.controller.state import JobState, Outcome

@@ -1,10 +1,9 @@
 """From the first sign of a fault to the decision how to go on."""
 
-from dataclasses import replace
-
 from elasticmoe.controller import vaults
 from elasticmoe.controller.capacity import free_places
 from elasticmoe.controller.casualties import decide_fence_silent, repeated_failure
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Break,
     Casualty,
@@ -108,7 +107,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         survivors_shortage=shortage(state, kept.step, readable)
         if kept and readable != nodes
         else lacking,
-        snapshot_step=find_snapshot(state, left),
+        snapshot_step=find_snapshot(state, readable),
         distrusted=_distrusted(state),
         refused_rungs=refused_rungs,
         retries=state.retries,

@@ -1,7 +1,6 @@
 """From an opened generation to one that trains."""
 
-from dataclasses import replace
-
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Break, Casualty, Form, LookAgain, Stop, Train
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import decide_break

@@ -1,12 +1,12 @@
 """Who is in the next generation, and from where it starts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Final
 
 from elasticmoe.controller.avoided import avoided_nodes, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Fence,
     Form,
@@ -24,6 +24,7 @@ from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import (
     dead_members,
     find_deserted,
+    find_deserted_snapshot,
     find_replacements,
     replacing,
 )
@@ -130,10 +131,10 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
-    reader = _decide_readers(state) if rung == "failover" else None
+    reader = _decide_readers(state, rung)
     if reader is not None:
         return reader
-    if rung == "failover" and avoided_nodes(state) and _lacks_memory(state, ready):
+    if avoided_nodes(state) and _lacks_memory(state, ready, rung):
         ready = _ready(state, avoided=frozenset())  # who was to be left has what nobody else has
     workers = tuple(worker.number for worker in ready)
     return _form_from_memory(state, rung, workers, {}, _layout_to_grow(state, workers))
@@ -149,20 +150,23 @@ def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
     return make_plan(state.job.spec, state.job.inventory, _members(state, workers))
 
 
-def _lacks_memory(state: JobState, workers: tuple[Worker, ...]) -> bool:
+def _lacks_memory(state: JobState, workers: tuple[Worker, ...], rung: Rung) -> bool:
     """Whether workers cannot go on without what others, who wait too, have in memory."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
     staying = {worker.number for worker in workers}
     waiting = {one.number for one in having(state, WorkerStatus.IDLE)} - staying
     without = replace(state, vaults=state.vaults.without(waiting))
     nodes = frozenset(worker.node for worker in workers)
+    if rung == "snapshot":
+        return find_snapshot(without, nodes) != state.settled_step
     return bool(shortage(without, state.settled_step, nodes))
 
 
-def _decide_readers(state: JobState) -> Gather | Fence | LookAgain | None:
+def _decide_readers(state: JobState, rung: Rung) -> Gather | Fence | LookAgain | None:
     """Have a worker on every node whose memory is needed; none: all are there."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
-    deserted = find_deserted(state, state.settled_step)
+    find = find_deserted if rung == "failover" else find_deserted_snapshot
+    deserted = find(state, state.settled_step)
     if not deserted:
         return None
     empty = [

@@ -4,8 +4,9 @@ Reads the records alone, never the state machine's state, so that it can contrad
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Decision, Finish, Form, Recover, Regroup, Wait
 from elasticmoe.controller.record import Progress, Record, turns
 from elasticmoe.controller.recovery import KEEPING
@@ -63,9 +64,10 @@ class History:
         self._in_memory = max([self._in_memory, copies.prepared, copies.voted, *steps])
         self._snapshots |= {snapshot.step for snapshot in copies.snapshots}
 
-    def ended(self, step: int) -> None:
+    def ended(self, report: GangEnded) -> None:
         """A member came to the end of its gang with all its state at a step."""
-        self._in_memory = max(self._in_memory, step)
+        self._in_memory = max(self._in_memory, report.step)
+        self._snapshots |= {snapshot.step for snapshot in report.snapshots}
 
     def settle(self, step: int) -> None:
         """It was decided which step is committed: all that were known, or what vaults prove."""
@@ -202,7 +204,7 @@ def check_history(records: Iterable[Record]) -> list[str]:
             case Reported(report=WorkerParked(copies=Copies() as copies)):
                 history.reported(copies)
             case Reported(report=GangEnded() as ended):
-                history.ended(ended.step)
+                history.ended(ended)
             case Reported(report=GangFormed() as formed):
                 history.joined(formed)
         for decision in turn.decisions:

@@ -4,10 +4,10 @@ The gang pauses between two steps, and those who stay go on from memory: no step
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from elasticmoe.controller.avoided import avoided_nodes, num_places, num_staying, shunned_nodes
 from elasticmoe.controller.capacity import decide_gather, decide_starting, kills, room
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Drain,
     Fence,

@@ -7,7 +7,6 @@ moves the phase. On replay recorded decisions are applied instead of asking.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from elasticmoe.controller import (
@@ -24,6 +23,7 @@ from elasticmoe.controller import (
     snapshots,
     training,
 )
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Break,
     Casualty,
@@ -333,4 +333,6 @@ def _timed(
     if look is not None and (running_s is None or look.at_s < running_s):
         running_s = look.at_s
         commands = (*commands, WakeAt(look.at_s))
-    return replace(state, wake_at_s=running_s), commands
+    if running_s != state.wake_at_s:
+        state = replace(state, wake_at_s=running_s)
+    return state, commands

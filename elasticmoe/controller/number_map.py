@@ -59,7 +59,11 @@ class NumberMap(Mapping[int, Value]):
 
     def with_item(self, number: int, value: Value) -> "NumberMap[Value]":
         """The same with one item added or changed."""
-        return self.with_items(((number, value),))
+        place = number // SHARD_SIZE
+        before = self._shards.get(place, {})
+        shard = {**before, number: value}
+        length = self._length + len(shard) - len(before)
+        return _made({**self._shards, place: shard}, length)
 
     def with_items(self, items: Iterable[tuple[int, Value]]) -> "NumberMap[Value]":
         """The same with items added or changed."""
@@ -92,6 +96,6 @@ class NumberMap(Mapping[int, Value]):
 
 
 def _made(shards: dict[int, dict[int, Value]], length: int) -> NumberMap[Value]:
-    made: NumberMap[Value] = NumberMap()
+    made: NumberMap[Value] = NumberMap.__new__(NumberMap)
     made._shards, made._length = shards, length
     return made

@@ -1,7 +1,9 @@
 """How fast the gang steps, and when it is late. Every bound comes from measured times."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+from elasticmoe.controller.changing import replace
 
 SHORTEST_BOUND_S: Final = 0.25
 """A stop of the machine's clock or a busy core holds up a healthy gang by some tens of ms."""

@@ -46,6 +46,9 @@ class Phase(Enum):
     STOPPED = "stopped"
     FAILED = "failed"
 
+    __hash__ = object.__hash__
+    """That of `Enum` is the name's, found by a call: too slow for what is looked up so often."""
+
 
 FINAL_PHASES: Final = frozenset({Phase.DONE, Phase.STOPPED, Phase.FAILED})
 

@@ -1,7 +1,6 @@
 """Units that lost a home get a new one while the gang trains."""
 
-from dataclasses import replace
-
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Protect
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.record import Progress

@@ -1,10 +1,10 @@
 """Nodes with repeated faults of their own get no workers for a while."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from elasticmoe.controller.avoided import num_places, shunned_nodes
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Quarantine
 from elasticmoe.controller.state import JobState, Outcome, Quarantined, Suspicion, counted
 from elasticmoe.controller.wording import described, plural

@@ -6,9 +6,10 @@ Steps are not recorded one by one but as `Progress`, folded over a few seconds.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Decision
 from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone

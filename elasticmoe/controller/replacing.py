@@ -9,6 +9,7 @@ from elasticmoe.controller.capacity import free_on
 from elasticmoe.controller.casualties import repeated_failure
 from elasticmoe.controller.copies import has_progress, suppliable
 from elasticmoe.controller.decisions import Gather
+from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import LIVING, JobState, WorkerStatus, having
 from elasticmoe.controller.vaults import shortage, usable
 from elasticmoe.controller.wording import described, workers_named
@@ -79,8 +80,8 @@ def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
         A few nodes that together make the memory whole, as far as workers can be started there.
     """
     assert state.job is not None, "no job was submitted"
-    ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
-    if not shortage(state, step, frozenset(ready)):
+    ready = _ready_nodes(state)
+    if not shortage(state, step, ready):
         return ()
     left: dict[str, list[Copies]] = {}
     there, has_counters = set[int](), False
@@ -99,6 +100,23 @@ def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
             there |= brings
             has_counters = has_counters or counts
     return tuple(deserted)
+
+
+def find_deserted_snapshot(state: JobState, step: int) -> tuple[str, ...]:
+    """The same for a snapshot: all such nodes, since a parity alone brings nothing."""
+    ready = _ready_nodes(state)
+    if find_snapshot(state, ready) == step:
+        return ()
+    left = {
+        node
+        for _, node, copies in usable(state)
+        if node not in ready and any(snapshot.step == step for snapshot in copies.snapshots)
+    }
+    return tuple(node for node in sorted(left) if can_start(state, node))
+
+
+def _ready_nodes(state: JobState) -> frozenset[str]:
+    return frozenset(worker.node for worker in having(state, WorkerStatus.IDLE))
 
 
 def decide_early_start(state: JobState) -> Gather | None:

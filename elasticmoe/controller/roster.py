@@ -19,6 +19,9 @@ class WorkerStatus(Enum):
     LEAVING = "leaving"
     """Failed, or about to be killed; keeps its place until its death is reported."""
 
+    __hash__ = object.__hash__
+    """That of `Enum` is the name's, found by a call: too slow for what is looked up so often."""
+
 
 LIVING: Final = (WorkerStatus.STARTING, WorkerStatus.IDLE, WorkerStatus.BUSY)
 """Workers that the next generation can count on."""
@@ -136,7 +139,7 @@ class Roster(Mapping[int, Worker]):
         return made
 
     def _copied(self, by_number: NumberMap[Worker]) -> "Roster":
-        made = Roster()
+        made = Roster.__new__(Roster)
         made._by_number = by_number
         made._by_status, made._on_node = dict(self._by_status), self._on_node
         return made

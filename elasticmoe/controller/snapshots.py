@@ -1,10 +1,10 @@
 """Snapshots in host memory: when to take them, and whether one can be gone back to."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from math import sqrt
 from typing import Final
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import LookAgain, TakeSnapshot
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.record import Progress

@@ -1,9 +1,10 @@
 """What the brain knows: frozen data, changed only by making another one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Decision, Drain, Form, Protect
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.pace import Pace
@@ -195,9 +196,10 @@ class Tally:
     """Messages of an earlier generation, or said twice."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobState:
-    """All that the brain knows about a job."""
+    """All that the brain knows about a job. It has no slots: a changed copy is then one copied
+    dict (`changing.replace`), and every event makes several."""
 
     job: Job | None = None
     phase: Phase = Phase.NEW

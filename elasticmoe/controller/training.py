@@ -1,10 +1,9 @@
 """Reports of a gang that trains, and how it comes to its end."""
 
-from dataclasses import replace
-
 from elasticmoe.controller.avoided import next_end_s, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     NO_NUMBER,
     Break,
@@ -42,7 +41,7 @@ from elasticmoe.controller.state import (
     stale,
     with_status,
 )
-from elasticmoe.controller.vaults import reopened, with_ended
+from elasticmoe.controller.vaults import reopened, with_ended, with_snapshots
 from elasticmoe.controller.wording import described, plural
 from elasticmoe.messages.commands import InstructGang
 from elasticmoe.messages.worker import GangEnded
@@ -168,6 +167,7 @@ def gang_ended(state: JobState, report: GangEnded) -> Outcome:
     if report.worker not in state.positions:
         return ignored(state)
     state = replace(state, ended=state.ended.with_item(report.worker, report.step))
+    state = with_snapshots(state, report)
     worker = state.workers.get(report.worker)
     if worker is not None and worker.status is WorkerStatus.BUSY:
         state = with_status(state, (report.worker,), WorkerStatus.IDLE)

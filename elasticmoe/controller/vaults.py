@@ -1,13 +1,13 @@
 """What is known of the workers' memory: who reported it, where it is, and when it is given up."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.copies import Settled, count_missing, has_progress, settle_step
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.state import JobState, KnownVault, Worker, WorkerStatus
 from elasticmoe.messages.commands import ForgetVaults
-from elasticmoe.messages.worker import Copies
+from elasticmoe.messages.worker import Copies, GangEnded
 
 
 def with_report(state: JobState, owner: int, node: str, copies: Copies | None) -> JobState:
@@ -90,9 +90,23 @@ def with_ended(state: JobState, numbers: Iterable[int]) -> JobState:
     return replace(state, vaults=state.vaults.with_items(reports))
 
 
+def with_snapshots(state: JobState, report: GangEnded) -> JobState:
+    """Note the snapshots of a member that came to the end of its gang; what else it holds is
+    written down if the gang breaks then."""
+    worker = state.workers.get(report.worker)
+    if worker is None or not report.snapshots:
+        return state
+    step = report.step
+    copies = Copies(report.worker, report.generation, step, step, step, whole=())
+    known = KnownVault(worker.node, replace(copies, snapshots=report.snapshots))
+    return replace(state, vaults=state.vaults.with_item(report.worker, known))
+
+
 def _at_end(state: JobState, worker: Worker) -> Copies:
     step = state.ended[worker.number]
     held = state.homed.get(state.positions[worker.number], ())
+    known = state.vaults.get(worker.number)
+    snapshots = known.copies.snapshots if known is not None and known.copies is not None else ()
     return Copies(
         worker=worker.number,
         generation=state.generation,
@@ -100,6 +114,7 @@ def _at_end(state: JobState, worker: Worker) -> Copies:
         prepared=step,
         voted=step,
         whole=((step, held),) if held else (),
+        snapshots=snapshots,
     )
 
 

@@ -9,8 +9,8 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any
 
 
@@ -42,24 +42,33 @@ def build(hint: Any, value: Any) -> Any:
     Raises:
         ValueError: the data has fields the dataclass lacks, or lacks fields it needs.
     """
-    if value is None:
-        return None
+    make = _maker(hint)
+    return value if make is None or value is None else make(value)
+
+
+@cache
+def _maker(hint: Any) -> Callable[[Any], Any] | None:
+    """What rebuilds values of a type, other than none; none: they are plain data already."""
     if dataclasses.is_dataclass(hint):
-        return _build_dataclass(hint, value)
+        return partial(_build_dataclass, hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
+        return lambda items: tuple(build(arg, one) for arg, one in zip(args, items, strict=True))
     if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(build(args[0], item) for item in value)
-        return tuple(build(arg, item) for arg, item in zip(args, value, strict=True))
+        return tuple if _maker(args[0]) is None else partial(_build_all, tuple, args[0])
     if origin is list:
-        return [build(args[0], item) for item in value]
+        return list if _maker(args[0]) is None else partial(_build_all, list, args[0])
     if origin in (typing.Union, types.UnionType):
         kinds = _message_kinds(hint)
         if len(kinds) > 1:
-            return decode(kinds, value)
+            return partial(decode, kinds)
         (inner, *others) = [arg for arg in args if arg is not types.NoneType]
-        return value if others else build(inner, value)
-    return value
+        return None if others else _maker(inner)
+    return None
+
+
+def _build_all(many: Callable[[Iterable[Any]], Any], hint: Any, items: Iterable[Any]) -> Any:
+    return many(build(hint, item) for item in items)
 
 
 def by_name(union: Any) -> dict[str, type]:
@@ -126,11 +135,21 @@ def _plain(value: Any, *, tagged: bool) -> Any:
 
 
 def _build_dataclass(kind: Any, value: Mapping[str, Any]) -> Any:
-    hints = _hints(kind)
-    unknown = sorted(set(value) - set(hints))
+    makers = _makers(kind)
+    unknown = sorted(set(value) - set(makers))
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    fields = dict(value)
+    for name, item in value.items():
+        make = makers[name]
+        if make is not None and item is not None:
+            fields[name] = make(item)
     try:
-        return kind(**{name: build(hints[name], item) for name, item in value.items()})
+        return kind(**fields)
     except TypeError as error:
         raise ValueError(f"{kind.__name__}: {error}") from None
+
+
+@cache
+def _makers(kind: type) -> dict[str, Callable[[Any], Any] | None]:
+    return {name: _maker(hint) for name, hint in _hints(kind).items()}

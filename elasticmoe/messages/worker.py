@@ -234,6 +234,8 @@ class GangEnded:
     generation: int
     worker: int
     step: int
+    snapshots: tuple[SnapshotCopies, ...] = ()
+    """As in `Copies`; all else that is in its vault, the step and the plan say."""
 
 
 WorkerCommand = FormGang | BreakGang | Instruct

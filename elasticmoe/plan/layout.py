@@ -84,6 +84,8 @@ def plan_cuts(job: JobSpec, inventory: Inventory, workers: int) -> tuple[Cut, ..
     """
     assert workers >= 1
     num_stages = min(job.parallel.stages, workers, job.model.num_layers)
+    if num_stages == 1:
+        return (Cut(0, job.model.num_layers, workers),)
     layers = layer_costs(job, inventory)
     costs = _range_costs(job, inventory, layers, workers)
     square_LL = _over_ranges(layers.numel_L) ** 2

@@ -52,6 +52,7 @@ from elasticmoe.runtime.workplace import Workplace, layout_of, prepare_modules
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.vault.contents import read_copies
 from elasticmoe.vault.pulse import BEAT_S, Pulse
+from elasticmoe.vault.snapshot import read_snapshots
 from elasticmoe.vault.vault import Vault
 
 _MEASURED_STEP: Final = 3
@@ -175,7 +176,9 @@ class Service:
                 self._writer.wait(gang.groups.over)
         finally:
             gang.groups.close()
-        self._mailbox.send(GangEnded(form.generation, self._worker, gang.progress.step))
+        snapshots = read_snapshots(gang.homes.vault)
+        step = gang.progress.step
+        self._mailbox.send(GangEnded(form.generation, self._worker, step, snapshots))
 
     def _join(self, form: FormGang, current: Current) -> Gang:
         if self._pulse is not None:

@@ -15,6 +15,7 @@ from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
 from elasticmoe.simulator.faults import Fired
 from elasticmoe.simulator.gang import Gang
+from elasticmoe.simulator.snapshots import is_whole
 from elasticmoe.simulator.world import World
 
 ANSWER_S: Final = 1.0
@@ -63,6 +64,8 @@ class Checker:
         self._due: list[_Due] = []
         self._broken = 0
         """Newest generation whose end was decided."""
+        self._snapshots: set[int] = set()
+        """Versions of which a snapshot was begun."""
 
     # -- what the world tells
 
@@ -114,6 +117,13 @@ class Checker:
         for told in self.on_commit:
             told(gang.step)
 
+    def snapshotted(self, gang: Gang) -> None:
+        """All members copy what they have: it is committed, and the same version."""
+        assert self.world is not None, "a world is watched"
+        self._snapshots.add(gang.version)
+        if gang.generation == self._newest and gang.version != self._kept:
+            self.noticed(f"a snapshot of step {gang.step} is not of what is committed")
+
     def joined(self, gang: Gang) -> None:
         """All members go on from one version: is everything in it that must be?"""
         assert self.world is not None, "a world is watched"
@@ -124,8 +134,14 @@ class Checker:
                 f"its state is of step {lineage.step(gang.version)}"
             )
         kept = lineage.holds(gang.version, self._kept)
+        is_snapshot = gang.memory is not None and gang.memory.is_snapshot
+        if is_snapshot and gang.version not in self._snapshots:
+            self.noticed(
+                f"generation {gang.generation} goes back to step {gang.step}, "
+                "of which there never was such a snapshot"
+            )
         if timeline == self._kept_timeline and not kept:
-            if gang.memory is not None:
+            if gang.memory is not None and not is_snapshot:
                 self.noticed(
                     f"generation {gang.generation} goes on from step {gang.step} on the same "
                     f"timeline without step {lineage.step(self._kept)}, which somebody voted for"
@@ -187,6 +203,8 @@ class Checker:
                     self.noticed(f"generation {form.generation} is formed behind {newest}")
                 if form.timeline < known or form.timeline > known + 1:
                     self.noticed(f"timeline {form.timeline} follows {known}")
+                if form.timeline > known and form.memory and not form.memory.is_snapshot:
+                    self.noticed(f"generation {form.generation} gives up steps that are in memory")
                 if form.step < self._reported_step and form.timeline == known:
                     self.noticed(
                         f"step {form.step} follows step {self._reported_step} on one timeline"
@@ -197,20 +215,45 @@ class Checker:
                 self._answered(form.generation - 1)
             case Break() as broken:
                 self._answered(broken.generation)
-            case Recover(rung="checkpoint", redo_steps=redo) if redo and self._is_needless():
-                assert self.world is not None, "a world is watched"
-                self.needless.append(self.world.now_s)
-                if self._strict:
-                    self.noticed("back to a checkpoint though every unit is in memory")
+            case Recover(rung="snapshot" | "checkpoint", redo_steps=redo) as recover if redo:
+                self._check_need(recover)
             case _:
                 pass
 
-    def _is_needless(self) -> bool:
-        """Whether the vaults that are left hold the whole state."""
+    def _check_need(self, recover: Recover) -> None:
+        """Steps are given up: was there no way to keep them, or more of them?"""
         world = self.world
         assert world is not None, "a world is watched"
         if world.gang is None or world.job.protection.skip_rungs:
-            return False
+            return
+        spared = "every unit is" if self._is_needless(world) else ""
+        if not spared and recover.rung == "checkpoint":
+            spared = self._spared_by_snapshot(world, recover.step)
+        if spared:
+            self.needless.append(world.now_s)
+            if self._strict:
+                self.noticed(f"back to a {recover.rung} though {spared} in memory")
+
+    def _spared_by_snapshot(self, world: World, step: int) -> str:
+        """A snapshot behind `step`, of what is committed, that the vaults that are left hold."""
+        lineage = world.lineage
+        for version in sorted(self._snapshots, reverse=True):
+            if lineage.step(version) <= step or not lineage.holds(self._kept, version):
+                continue
+            found = [
+                one
+                for node in world.nodes.values()
+                if node.reachable
+                for vault in node.vaults.values()
+                for one in vault.snapshots
+                if one.version == version
+            ]
+            if is_whole(found, len(world.inventory.units)):
+                return f"the snapshot of step {lineage.step(version)} is"
+        return ""
+
+    def _is_needless(self, world: World) -> bool:
+        """Whether the vaults that are left hold the whole state."""
         copies = [
             found
             for node in world.nodes.values()
@@ -261,10 +304,9 @@ class Checker:
         if state.is_final or (world.gang is not None and world.gang.ended):
             self._due = []
             return
-        cut = any(node.cut for node in world.nodes.values())
         up_s = world.now_s - world.downtime_s
         late = [due for due in self._due if due.until_s < up_s]
-        if late and not cut:
+        if late and not any(node.cut for node in world.nodes.values()):
             fired = late[0].fired
             self.noticed(f"{fired.kind} of {fired.whom} at {fired.at_s:.3f} s was never answered")
             self._due = [due for due in self._due if due.until_s >= up_s]

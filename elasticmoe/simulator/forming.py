@@ -55,9 +55,16 @@ def _gang_of(world: World, command: FormGeneration) -> Gang:
         version=saved.version if saved else 0,
         alone=frozenset(unit for unit, homes in enumerate(plan.homes) if len(homes) == 1),
     )
-    for unit, _, to in memory.moves if memory else ():
+    for unit, to in _arrivals(memory) if memory else ():
         gang.incoming.setdefault(to, []).append(unit)
     return gang
+
+
+def _arrivals(memory: FromMemory) -> list[tuple[int, int]]:
+    """(unit, member that gets it), in the order in which they get there."""
+    gathered = [(unit, to) for unit, _, to in memory.gathered]
+    rebuilt = [(unit, where) for unit, where, _ in memory.rebuilt]
+    return gathered + rebuilt + [(unit, to) for unit, _, to in memory.moves]
 
 
 def _failed(world: World, gang: Gang, reason: str) -> None:
@@ -163,6 +170,11 @@ def _shared_version(world: World, gang: Gang) -> int:
     if process is not None and process.vault is not None:
         vaults.insert(0, process.vault)
     for vault in vaults:
+        if memory.is_snapshot:
+            found = vault.snapshot_of(memory.step, world.lineage)
+            if found is not None:
+                return found.version
+            continue
         version = vault.progress
         if version >= 0 and world.lineage.step(version) == memory.step:
             return version
@@ -213,9 +225,25 @@ def _take_stock(world: World, gang: Gang) -> dict[int, int]:
         gang.roll(member, process.vault, 1.0, lineage)
         vaults.append(process.vault)
     missing: dict[int, int] = {}
+    there = [
+        {
+            unit
+            for readable in (vault, *gang.adopted.get(member, ()))
+            for unit in readable.units.get(gang.version, ())
+        }
+        for member, vault in enumerate(vaults)
+    ]
+    for unit, source, to in gang.memory.gathered:
+        if unit not in there[source]:
+            missing.setdefault(source, unit)
+        there[to].add(unit)
+    for unit, where, others in gang.memory.rebuilt:
+        parities = _parities(gang, where, vaults[where])
+        if not there[where].issuperset(others) or frozenset((unit, *others)) not in parities:
+            missing.setdefault(where, unit)
+        there[where].add(unit)
     for unit, source, _ in gang.memory.moves:
-        readable = [vaults[source], *gang.adopted.get(source, ())]
-        if not any(unit in vault.units.get(gang.version, ()) for vault in readable):
+        if unit not in there[source]:
             missing.setdefault(source, unit)
     for member, vault in enumerate(vaults):
         gang.receive(member, vault, 1.0)
@@ -224,6 +252,17 @@ def _take_stock(world: World, gang: Gang) -> dict[int, int]:
         if lacks:
             missing.setdefault(member, lacks[0])
     return missing
+
+
+def _parities(gang: Gang, member: int, vault: Vault) -> set[frozenset[int]]:
+    """Units of which a member can read the XOR at the version to go on from."""
+    return {
+        frozenset(group)
+        for readable in (vault, *gang.adopted.get(member, ()))
+        for snapshot in readable.snapshots
+        for group in snapshot.groups
+        if snapshot.version == gang.version
+    }
 
 
 def _fail_whole(world: World, gang: Gang, member: int, text: str) -> None:

@@ -11,7 +11,7 @@ from elasticmoe.messages.worker import FromMemory
 from elasticmoe.plan.types import Plan
 from elasticmoe.simulator.costs import Phases
 from elasticmoe.simulator.lineage import INITIAL, Gradient, Lineage
-from elasticmoe.simulator.vaults import Units, Vault
+from elasticmoe.simulator.vaults import Snapshot, Units, Vault
 
 
 @dataclass(slots=True)
@@ -47,6 +47,16 @@ class Instruction:
     action: str
     plan: Plan | None = None
     """For `protect`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """A snapshot that the gang takes, between two steps."""
+
+    began_s: float
+    took_s: float
+    snapshots: tuple[Snapshot, ...]
+    """What each member holds of it in the end."""
 
 
 def homes_by_member(plan: Plan) -> tuple[tuple[Units, ...], tuple[Units, ...]]:
@@ -100,6 +110,10 @@ class Gang:
     left: dict[int, Left] = field(default_factory=dict)
     """Worker -> how it left."""
     ended: bool = False
+    taking: Taking | None = None
+    """The newest snapshot."""
+    snapshot_s: float = 0.0
+    """What it cost, until a step's report has said so."""
     actions: list[Instruction] = field(default_factory=list)
     instructed: int = 0
     position: dict[int, int] = field(default_factory=dict)
@@ -121,6 +135,11 @@ class Gang:
         self.plan = plan
         self.primaries, self.mirrors = homes_by_member(plan)
         self.alone = frozenset(unit for unit, homes in enumerate(plan.homes) if len(homes) == 1)
+
+    def rest_until(self, at_s: float) -> None:
+        """Nobody is in a step until then."""
+        self.voted = self.published = False
+        self.began_s = at_s
 
     def homes(self, member: int) -> Units:
         """The units that a member keeps."""
@@ -170,6 +189,16 @@ class Gang:
             self._mark_prepared(vault, member, self.step)
             vault.voted = self.step
 
+    def keep_snapshot(self, member: int, vault: Vault) -> None:
+        """Write into a vault the snapshot that is being taken, if its member is through with it: it
+        waits in vain for others once somebody has left."""
+        taking = self.taking
+        if taking is None:
+            return
+        through_s = taking.began_s + taking.took_s * (0.5 + 0.5 * self.lag(member))
+        if all(left.at_s >= through_s for left in self.left.values()):
+            vault.keep(taking.snapshots[member])
+
     def leaves_at_s(self, worker: int) -> float:
         """When a living member notices that the generation is over: its own update comes first."""
         left, member = self.left[worker], self.position[worker]
@@ -185,6 +214,7 @@ class Gang:
 
     def _freeze_training(self, member: int, vault: Vault, left: Left, lineage: Lineage) -> str:
         self.uniform(member, vault)
+        self.keep_snapshot(member, vault)
         if not self.trains or left.at_s < self.prepared_at_s(member):
             return "compute" if self.trains else "form"
         self._mark_prepared(vault, member, self.step + 1)
@@ -256,16 +286,23 @@ class Gang:
             vault.join(self.generation)
 
     def roll(self, member: int, vault: Vault, share: float, lineage: Lineage) -> None:
-        """Roll what is prepared forward, in the member's own vault and in adopted ones."""
+        """Roll what is prepared forward, or go back to a snapshot, in the member's own vault and in
+        adopted ones."""
         assert self.memory is not None, "from memory"
         step = self.memory.step
+        if share < 1.0 and self.memory.is_snapshot:
+            vault.restore(step, lineage, share)
+            return
         if share < 1.0:
             units = tuple(sorted(vault.version_of()))
             vault.roll_forward(step, lineage, only=units[: int(share * len(units))])
             return
         adopted = self.adopted.get(member, [])
         for one in (vault, *adopted):
-            one.roll_forward(step, lineage)
+            if self.memory.is_snapshot:
+                one.restore(step, lineage, 1.0)
+            else:
+                one.roll_forward(step, lineage)
         if not adopted:
             return
         versions = vault.version_of()

@@ -44,6 +44,7 @@ MOMENTS: Final = (
     "Fence",
     "Drain",
     "Regroup",
+    "TakeSnapshot",
 )
 """Decisions behind which a hostile schedule likes to strike again."""
 PHASES: Final = ("compute", "prepare", "vote", "vote", "apply", "apply", "publish")
@@ -80,6 +81,8 @@ def hostile_schedule(seed: int, *, workers: int | None = None) -> Schedule:
     )
     job = _large_job(size) if size >= LARGE else _small_job(size, rng)
     costs = Costs(apply_share=0.25, prepare_share=0.15, vote_share=0.05, spread_share=0.05)
+    if size < LARGE:  # units take a while, so that something can happen meanwhile
+        costs = replace(costs, move_bytes_per_s=2e8)
     most = 3 if size >= LARGE else 8
     faults = [_sure_fault(rng), *(_hostile_fault(rng) for _ in range(int(rng.integers(0, most))))]
     later_s = costs.group_seconds(size) + size * costs.decide_s  # until the gang trains
@@ -98,7 +101,11 @@ def _small_job(size: int, rng: np.random.Generator) -> JobSpec:
             "min": max(1, size // int(rng.choice([2, 4, 8]))),
             "max": 2 * size,
         },
-        protection={"redundancy": int(rng.choice([1, 2, 2, 2, 3]))},
+        protection={
+            "redundancy": int(rng.choice([1, 1, 2, 2, 2, 3])),
+            "snapshots": str(rng.choice(["auto", "auto", "copy", "parity", "off"])),
+            "snapshot_interval_s": (None, 0.3, 1.0)[int(rng.integers(0, 3))],
+        },
         checkpoint={"interval_steps": int(rng.choice([5, 10, 20]))},
         schedule={"steps": 30},
     )

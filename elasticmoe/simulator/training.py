@@ -9,7 +9,12 @@ from elasticmoe.simulator.costs import phases_of
 from elasticmoe.simulator.gang import Gang, Instruction
 from elasticmoe.simulator.lineage import Gradient
 from elasticmoe.simulator.nodes import Node, Process
+from elasticmoe.simulator.snapshots import plan_taking
+from elasticmoe.simulator.vaults import Vault
 from elasticmoe.simulator.world import Saved, World
+
+Then = Callable[[World, Gang], None]
+"""How a gang goes on."""
 
 
 def begin_step(world: World, gang: Gang) -> None:
@@ -75,21 +80,22 @@ def _end(world: World, gang: Gang, step: int) -> None:
     _report_step(world, gang, step + 1)
     if gang.left:
         return
-    then = begin_step
+    then: Then = begin_step
     if "stop" in actions or step + 1 == job.schedule.steps:
         then = end_at_once
     elif "pause" in actions:
         then = _pause
     elif "checkpoint" in actions or (step + 1) % job.checkpoint.interval_steps == 0:
         _write_checkpoint(world, gang, last=False)
+    if "snapshot" in actions:
+        then = partial(_take_snapshot, then=then)
     plans = [one.plan for one in due if one.plan is not None]
     if plans:
-        _protect(world, gang, plans[-1], then)
-    else:
-        then(world, gang)
+        then = partial(_protect, plan=plans[-1], then=then)
+    then(world, gang)
 
 
-def _protect(world: World, gang: Gang, plan: Plan, then: Callable[[World, Gang], None]) -> None:
+def _protect(world: World, gang: Gang, plan: Plan, then: Then) -> None:
     """Copy units to their new homes between two steps; only then does the new plan hold, and the
     gang goes on, or ends."""
     incoming = [0] * len(gang.workers)
@@ -97,8 +103,7 @@ def _protect(world: World, gang: Gang, plan: Plan, then: Callable[[World, Gang],
         for member in set(after) - set(before):
             incoming[member] += world.inventory.units[unit].numel * world.costs.element_bytes
     copied_s = max(incoming) / world.costs.move_bytes_per_s
-    gang.voted = gang.published = False
-    gang.began_s = world.now_s + copied_s  # nobody is in a step meanwhile
+    gang.rest_until(world.now_s + copied_s)
 
     def copied() -> None:
         if not gang.left:
@@ -106,6 +111,34 @@ def _protect(world: World, gang: Gang, plan: Plan, then: Callable[[World, Gang],
             then(world, gang)
 
     world.at(copied_s, copied)
+
+
+def _take_snapshot(world: World, gang: Gang, then: Then) -> None:
+    """Have one in all members' vaults before the gang goes on, or ends."""
+    taking = gang.taking = plan_taking(world, gang)
+    vaults = [_vault_of(world, gang, member) for member in range(len(gang.workers))]
+    gang.rest_until(world.now_s + taking.took_s)
+    world.truth.snapshotted(gang)
+    for vault in vaults:
+        vault.make_room(world.lineage)
+
+    def taken() -> None:
+        if gang.left:
+            return
+        for member, vault in enumerate(vaults):
+            gang.keep_snapshot(member, vault)
+        gang.taking, gang.snapshot_s = None, taking.took_s
+        then(world, gang)
+
+    world.at(taking.took_s, taken)
+
+
+def _vault_of(world: World, gang: Gang, member: int) -> Vault:
+    """The vault of a member that is in its gang."""
+    process = process_of(world, gang, member)
+    assert process is not None, "nobody has left"
+    assert process.vault is not None, "whoever trains has a vault"
+    return process.vault
 
 
 def _due_instructions(gang: Gang) -> list[Instruction]:
@@ -136,7 +169,9 @@ def _report_step(world: World, gang: Gang, step: int) -> None:
         metrics={},
         samples=((step - 1) * size, step * size),
         instructed=gang.instructed,
+        snapshot_s=gang.snapshot_s,
     )
+    gang.snapshot_s = 0.0
     process.step = step
     world.report(process, done)
 
@@ -173,7 +208,7 @@ def _pause(world: World, gang: Gang) -> None:
         assert process.vault is not None, "whoever trains has a vault"
         gang.uniform(member, process.vault)
         process.gang, process.step = None, gang.step
-        world.report(process, GangEnded(gang.generation, process.number, gang.step))
+        world.report(process, _gang_ended(world, gang, process, gang.step))
 
 
 def _written(world: World, gang: Gang, process: Process, saved: Saved, last: bool) -> None:
@@ -185,4 +220,11 @@ def _written(world: World, gang: Gang, process: Process, saved: Saved, last: boo
     files = [{"path": f"{step}/{worker}"}]
     world.report(process, CheckpointPart(generation, worker, step, files, {"step": step}))
     if last:
-        world.report(process, GangEnded(generation, worker, step))
+        world.report(process, _gang_ended(world, gang, process, step))
+
+
+def _gang_ended(world: World, gang: Gang, process: Process, step: int) -> GangEnded:
+    vault = process.vault
+    copies = vault.copies(process.number, world.lineage) if vault is not None else None
+    snapshots = copies.snapshots if copies is not None else ()
+    return GangEnded(gang.generation, process.number, step, snapshots)

@@ -6,12 +6,13 @@ live, `leaving` lets workers break off and die, `faults` does harm.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.commands import Command
 from elasticmoe.messages.events import Event, NodeLost, NodeUp, Reported, TermBegan
@@ -45,6 +46,10 @@ class Truth(Watcher, Protocol):
 
     def committed(self, gang: Gang, version: int) -> None:
         """A step was applied by all members."""
+        ...
+
+    def snapshotted(self, gang: Gang) -> None:
+        """All members begin to copy what they have."""
         ...
 
     def joined(self, gang: Gang) -> None:

@@ -24,7 +24,7 @@ def test_a_number_map_does_what_a_dictionary_does(steps: list) -> None:
         before, kept = dict(made.items()), made
         if kind == "put":
             plain.update(values)
-            made = made.with_items(values)
+            made = made.with_item(*values[0]) if len(values) == 1 else made.with_items(values)
         else:
             plain = {number: value for number, value in plain.items() if number not in values}
             made = made.without(values)

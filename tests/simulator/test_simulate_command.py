@@ -64,6 +64,17 @@ def test_hostile_schedules_end_with_their_figures(capsys: pytest.CaptureFixture[
     assert figures["failing"] == 0
 
 
+def test_processes_that_share_the_work_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    _ends_well("--schedules", "3", "--workers", "6")
+    alone = _last_json(capsys.readouterr().out)
+
+    _ends_well("--schedules", "3", "--workers", "6", "--processes", "2")
+
+    shared = _last_json(capsys.readouterr().out)
+    same = ("schedules", "faults", "failing")
+    assert [shared[name] for name in same] == [alone[name] for name in same]
+
+
 def test_one_schedule_is_told_as_a_story(capsys: pytest.CaptureFixture[str]) -> None:
     _ends_well("--schedules", "1", "--seed", "2")
 
