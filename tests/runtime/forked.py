@@ -15,6 +15,7 @@ from elasticmoe.messages.worker import FormGang, FromMemory, WorkerReport
 from elasticmoe.plan.types import Plan
 from elasticmoe.runtime.worker import run_worker
 from elasticmoe.spec.job import JobSpec
+from elasticmoe.vault.pulse import Pulse, create_pulse
 from elasticmoe.vault.vault import create_vault
 
 _REPORTS = by_name(WorkerReport)
@@ -29,6 +30,8 @@ class Worker:
         ours, theirs = socket.socketpair()
         self.number = number
         self.vault = create_vault(str(number))
+        pulse = create_pulse(str(number))
+        self.pulse = Pulse(pulse)
         self.has_vault = False
         self.pid = os.fork()
         if self.pid == 0:
@@ -36,10 +39,11 @@ class Worker:
                 if held.fileno() >= 0:
                     os.close(held.fileno())
             try:
-                run_worker(theirs, job, number, "logs")
+                run_worker(theirs, job, number, "logs", f"/proc/self/fd/{pulse}")
             finally:
                 os._exit(3)
         theirs.close()
+        os.close(pulse)
         _agents.append(ours)
         self._socket = ours
         self._lines = ours.makefile("rb")
