@@ -173,8 +173,9 @@ class DropConnection:
     def undo(self, side: Side, kill: Kill) -> None:
         """Nothing is to be done, but all must be who they were."""
         _await_answer(side, kill)
-        if side.victims() != self._before:
-            raise CrewError(f"{side.name}: {self._before} became {side.victims()}")
+        now = set(side.timeline.workers().values())
+        if not set(self._before) <= now:
+            raise CrewError(f"{side.name}: of {self._before} only {now} are left")
 
 
 def _await_answer(side: Side, kill: Kill) -> None:
