@@ -187,12 +187,11 @@ def _await_answer(side: Side, kill: Kill) -> None:
 
 
 def _node_of(side: Side, pid: int) -> tuple[Cluster, str]:
+    """A worker's node; the other one if Ray has put the controller there and not on the head."""
     assert isinstance(side, OursOnNodes), "only our job runs on nodes"
     network = side.cluster.network
-    node = next(node for node in network.address if pid in network.pids(node))
-    if side.controller_pid in network.pids(node):
-        raise CrewError(f"{side.name}: the controller is on {node}, which is to be struck")
-    return side.cluster, node
+    free = [node for node in network.address if side.controller_pid not in network.pids(node)]
+    return side.cluster, next((node for node in free if pid in network.pids(node)), free[0])
 
 
 def _await_proof(is_there: Callable[[], bool], complaint: str) -> None:
