@@ -7,7 +7,6 @@ part, and `--combine FILE...` reports from such files without running anything.
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -24,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.crew import CrewError
+from benchmarks.recovery_faults import KILL, Fault
 from benchmarks.recovery_report import best_heartbeat, combine, report_recovery
 from benchmarks.recovery_rivals import Rival, Tool
-from benchmarks.recovery_sides import Ours, Side, wait_for_end
+from benchmarks.recovery_sides import Ours, Side
 from benchmarks.recovery_timeline import Commit, Kill, count_alarms, look_after
 from benchmarks.rivals.job import Workload, packed_text
 
@@ -152,7 +152,7 @@ def measure(size: Size, only: Sequence[str], out: Path | None) -> dict[str, Any]
     for group, parts in PARTS.items():
         for name, start in parts.items():
             if group in only or name in only:
-                _say(f"{name}: {size.kills} kills")
+                say(f"{name}: {size.kills} kills")
                 keep("parts", name, strike_all(start, size))
     if size.watch_s > 0:
         _watch_torchft(size, found, keep)
@@ -161,16 +161,17 @@ def measure(size: Size, only: Sequence[str], out: Path | None) -> dict[str, Any]
     return found
 
 
-def strike_all(start: Open, size: Size) -> dict[str, Any]:
-    """Start a contestant and kill its workers in turn; what each kill cost, as plain data."""
+def strike_all(start: Open, size: Size, fault: Fault = KILL) -> dict[str, Any]:
+    """Start a contestant and strike its workers in turn; what each fault cost, as plain data."""
     began_s = time.time()
     random = np.random.default_rng(SEED)  # the same gaps and moments for everybody
     kills: list[Kill] = []
     with closing(start(size)) as side:
         for number in range(size.kills):
-            _await_steady(side, kills, int(random.integers(*size.gap)))
-            kills.append(_strike(side, number, float(random.random())))
-        _await_steady(side, kills, 3)
+            await_steady(side, kills, int(random.integers(*size.gap)))
+            kills.append(strike(side, number, float(random.random()), fault))
+            fault.undo(side, kills[-1])
+        await_steady(side, kills, 3)
         commits = side.commits()
         recoveries = []
         for kill in kills:
@@ -193,9 +194,9 @@ def strike_all(start: Open, size: Size) -> dict[str, Any]:
 def watch(start: Open, size: Size) -> dict[str, Any]:
     """Let a contestant train beside two busy processes until it raises a false alarm."""
     with closing(start(size)) as side:
-        _await_steady(side, [], 10)
+        await_steady(side, [], 10)
         with busy_processes(2):
-            _say(f"{side.name}: {size.watch_s:.0f} s beside two busy processes")
+            say(f"{side.name}: {size.watch_s:.0f} s beside two busy processes")
             began_s = time.time()
             alarms = 0
             while not alarms and time.time() - began_s < size.watch_s:
@@ -231,7 +232,7 @@ def _watch_torchft(
         keep("watches", name, watch(PARTS["torchft"][name], size))
 
 
-def _await_steady(side: Side, kills: Sequence[Kill], steps: int) -> None:
+def await_steady(side: Side, kills: Sequence[Kill], steps: int) -> None:
     """Wait until this many new steps were committed at full strength since the last kill."""
 
     def is_steady() -> bool:
@@ -254,19 +255,15 @@ def _await_steady(side: Side, kills: Sequence[Kill], steps: int) -> None:
         raise CrewError(f"{error}\n{side.said()}") from None
 
 
-def _strike(side: Side, number: int, into_step: float) -> Kill:
-    """Kill a worker this far into the step after next."""
+def strike(side: Side, number: int, into_step: float, fault: Fault) -> Kill:
+    """Strike a worker this far into the step after next."""
     commits = side.commits()
     step_s = statistics.median(commit.seconds for commit in commits[-10:])
     at_s = commits[-1].at_s + (1 + into_step) * step_s
     place = number % side.size
-    pid = side.victims()[place]
+    pid, era = side.victims()[place], side.era()
     time.sleep(max(at_s - time.time(), 0.0))
-    kill = Kill(time.time(), place, pid, side.era(), into_step)
-    os.kill(pid, signal.SIGKILL)
-    if not wait_for_end(pid):
-        raise CrewError(f"{side.name}: process {pid} survived its kill")
-    return kill
+    return Kill(fault.strike(side, place), place, pid, era, into_step)
 
 
 def _undisturbed(
@@ -280,7 +277,8 @@ def _undisturbed(
     )
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Progress, for whoever watches."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 

@@ -13,10 +13,10 @@ from benchmarks.recovery_timeline import Recovery
 OURS = "ours-2-replace"
 """What is held against the rivals, who have 2 workers and no stages."""
 TIMES = {
-    "overhead_s": "kill to first forward of a step that commits",
-    "any_s": "kill to first step not in flight",
-    "beyond_s": "kill to first new committed step",
-    "full_s": "kill to first step with all workers",
+    "overhead_s": "fault to first forward of a step that commits",
+    "any_s": "fault to first step not in flight",
+    "beyond_s": "fault to first new committed step",
+    "full_s": "fault to first step with all workers",
 }
 
 
@@ -52,7 +52,7 @@ def report_recovery(found: Mapping[str, Any]) -> Report:
     if len(runs) > 1:
         report.note("SEPARATE RUNS", f"these parts were not measured in one run: {runs}")
     for name, part in parts.items():
-        _report_part(report, name, part)
+        report_part(report, name, part)
     if watches:
         report.section("false alarms beside two busy processes")
     for watched in watches.values():
@@ -65,8 +65,9 @@ def report_recovery(found: Mapping[str, Any]) -> Report:
     return report
 
 
-def _report_part(report: Report, name: str, part: Mapping[str, Any]) -> None:
-    recoveries = _recoveries(part)
+def report_part(report: Report, name: str, part: Mapping[str, Any]) -> None:
+    """The table of one contestant."""
+    recoveries = recoveries_of(part)
     report.section(f"{name}: {part['name']}, undisturbed step {1e3 * part['step_s']:.0f} ms")
     for key, title in TIMES.items():
         report.note(title, describe([getattr(each, key) for each in recoveries]))
@@ -77,13 +78,13 @@ def _report_part(report: Report, name: str, part: Mapping[str, Any]) -> None:
     lost = [each.rolled_back for each in recoveries]
     report.note("committed steps lost", f"{sum(lost)}: {lost}" if any(lost) else "0")
     redone = sum(each.open_redone for each in recoveries)
-    report.note("open steps redone", f"{redone} of {len(recoveries)} kills")
+    report.note("open steps redone", f"{redone} of {len(recoveries)} faults")
     rungs = Counter(each.rung for each in recoveries if each.rung)
     if rungs:
         report.note("rungs", ", ".join(f"{rung} {count}" for rung, count in rungs.items()))
         again = sum(each.attempts - 1 for each in recoveries)
         report.note("further attempts", str(again))
-    report.note("false alarms between the kills", str(part["false_alarms"]))
+    report.note("false alarms between the faults", str(part["false_alarms"]))
 
 
 def describe(seconds: Sequence[float]) -> str:
@@ -108,9 +109,9 @@ def _figures_of_ours(report: Report, found: Mapping[str, Any]) -> None:
         report.figure(f"recovery_overhead_s_{short}", _median(part, "overhead_s"))
     worst = max(_median(part, "overhead_s") for part in ours.values())
     report.figure("recovery_overhead_s", worst, most=0.10)
-    tails = [p95([r.overhead_s for r in _recoveries(part)]) for part in ours.values()]
+    tails = [p95([r.overhead_s for r in recoveries_of(part)]) for part in ours.values()]
     report.figure("recovery_overhead_p95_s", max(tails), most=0.25)
-    every = [each for part in ours.values() for each in _recoveries(part)]
+    every = [each for part in ours.values() for each in recoveries_of(part)]
     report.figure("steps_rolled_back", sum(each.rolled_back for each in every), most=0)
     report.figure("open_steps_redone", sum(each.open_redone for each in every))
     report.figure("kills", len(every))
@@ -147,9 +148,10 @@ def _speedup(ours: Mapping[str, Any], rival: Mapping[str, Any], key: str) -> flo
 
 
 def _median(part: Mapping[str, Any], key: str) -> float:
-    return float(statistics.median(getattr(each, key) for each in _recoveries(part)))
+    return float(statistics.median(getattr(each, key) for each in recoveries_of(part)))
 
 
-def _recoveries(part: Mapping[str, Any]) -> list[Recovery]:
+def recoveries_of(part: Mapping[str, Any]) -> list[Recovery]:
+    """What each fault cost."""
     plain: Iterable[Mapping[str, Any]] = part["recoveries"]
     return [Recovery.from_json(each) for each in plain]

@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,15 +22,20 @@ from benchmarks.recovery_timeline import (
     split_at,
 )
 from benchmarks.rivals.job import Workload
+from chaos.cluster import Cluster
+from chaos.errors import ChaosError
 from elasticmoe.client import JobClient
-from elasticmoe.cluster.jobs import submit
+from elasticmoe.cluster.jobs import JobHandle, submit
 from elasticmoe.cluster.journal_file import read_journal
 from elasticmoe.controller.decisions import Break, Decision, Form, Recover, Wait
 from elasticmoe.controller.history import check_history
+from elasticmoe.controller.machine import replay
+from elasticmoe.controller.pace import FACTOR, SHORTEST_BOUND_S
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.errors import ElasticMoEError
 from elasticmoe.messages.events import Reported
 from elasticmoe.messages.worker import GangFormed
+from elasticmoe.spec.job import JobSpec
 
 STEPS = 10_000_000
 """More than any contestant gets to."""
@@ -87,6 +92,7 @@ class Ours:
         stages: int,
         checkpoint_every: int,
         skip_rungs: Sequence[str] = (),
+        launch: Callable[[JobSpec], JobHandle] = submit,
     ) -> None:
         self.name, self.size = f"elasticmoe, {workers} workers", workers
         self.timeline = Timeline()
@@ -102,13 +108,13 @@ class Ours:
             storage={"dir": str(self._home / "run")},
         )
         try:
-            self._handle = submit(job)
-        except ElasticMoEError:
+            self._handle = launch(job)
+        except (ElasticMoEError, ChaosError):
             shutil.rmtree(self._home, ignore_errors=True)
             raise
         self.controller_pid = self._handle.pids["controller"]
-        directory = self._handle.directory
-        self._client = JobClient(self._handle.url, self._handle.token, directory)
+        self.directory = self._handle.directory
+        self._client = JobClient(self._handle.url, self._handle.token, self.directory)
         threading.Thread(target=self._follow, daemon=True).start()
 
     def commits(self) -> list[Commit]:
@@ -131,7 +137,12 @@ class Ours:
     def recover(self, kill: Kill, found: Aftermath) -> Recovery:
         """See `Side`; phases from the journal's times, which the controller's clock gave."""
         records = self._records()
-        return replace(as_recovery(kill, found), **split_journal(kill, found.first, records))
+        recovery = as_recovery(kill, found)
+        return replace(
+            recovery,
+            bound_s=stall_bound_s(kill, records),
+            **split_journal(kill, found.first, records),
+        )
 
     def signs(self) -> list[float]:
         """See `Side`: every decision that ended a generation."""
@@ -148,15 +159,15 @@ class Ours:
             CrewError: it does not.
         """
         problems = check_history(self._records())
-        supervisor = self._handle.pids["supervisor"]
+        last = self._handle.pids.get("supervisor", self.controller_pid)
         try:
             self._client.stop()
             self._client.stop()
         except ElasticMoEError:
             pass  # it has ended already; what is left of it is waited for
-        if not wait_for_end(supervisor):
-            os.kill(supervisor, signal.SIGTERM)
-            wait_for_end(supervisor)
+        if not wait_for_end(last):
+            os.kill(last, signal.SIGTERM)
+            wait_for_end(last)
         shutil.rmtree(self._home, ignore_errors=True)
         if problems:
             raise CrewError(f"{self.name}: {problems}")
@@ -191,7 +202,50 @@ class Ours:
         self._members = {form.generation: form.workers for form in forms}
 
     def _records(self) -> list[Record]:
-        return read_journal(self._handle.directory / "journal")
+        return read_journal(self.directory / "journal")
+
+
+class OursOnNodes(Ours):
+    """The same on two nodes of a Ray cluster, each in a network namespace with two workers."""
+
+    def __init__(self, workload: Workload, *, checkpoint_every: int) -> None:
+        """Start cluster and job.
+
+        Raises:
+            ChaosError: network namespaces are not permitted here.
+        """
+        self._place = Path(tempfile.mkdtemp(prefix="recovery-nodes-"))
+        try:
+            self.cluster = Cluster(("left", "right"), 2, self._place)
+        except ChaosError:
+            shutil.rmtree(self._place)
+            raise
+        try:
+            super().__init__(
+                workload,
+                workers=4,
+                stages=2,
+                checkpoint_every=checkpoint_every,
+                launch=self._launch,
+            )
+        except (ElasticMoEError, ChaosError):
+            self._take_down()
+            raise
+
+    def close(self) -> None:
+        """See `Side`."""
+        try:
+            super().close()
+        finally:
+            self._take_down()
+
+    def _launch(self, job: JobSpec) -> JobHandle:
+        plain = self.cluster.submit(job)
+        return JobHandle(**{**plain, "directory": Path(plain["directory"])})
+
+    def _take_down(self) -> None:
+        self.cluster.close()
+        shutil.rmtree(self._place, ignore_errors=True)
 
 
 def split_journal(kill: Kill, first: Commit, records: Sequence[Record]) -> dict[str, Any]:
@@ -226,6 +280,19 @@ def split_journal(kill: Kill, first: Commit, records: Sequence[Record]) -> dict[
     ]
     rung = rungs[-1].rung if isinstance(rungs[-1], Recover) else "wait"
     return {"phases": split_at(kill.at_s, cuts), "rung": rung, "attempts": len(forms)}
+
+
+def stall_bound_s(kill: Kill, records: Sequence[Record]) -> float:
+    """The bound on a step's length by which the first break after a fault was decided: three times
+    the slowest of the last 50 steps, from the journal up to there. 0: a stall was not the sign."""
+    for index, record in enumerate(records):
+        match record.body:
+            case Decided(decision=Break() as broken) if broken.at_s >= kill.at_s:
+                if not any(casualty.kind == "stalled" for casualty in broken.evidence):
+                    return 0.0
+                pace = replay(records[:index]).pace
+                return max(SHORTEST_BOUND_S, FACTOR * max(pace.intervals, default=0.0))
+    return 0.0
 
 
 def wait_for_end(pid: int) -> bool:

@@ -48,10 +48,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One SIGKILL."""
+    """One SIGKILL, or another fault."""
 
     at_s: float
-    """Read right before the signal was sent."""
+    """Read right before the signal was sent, or told by the process that the fault is in."""
     victim: int
     """Its place in the gang, or its rank."""
     pid: int
@@ -85,6 +85,8 @@ class Recovery:
     """Generations, or starts, until a step was committed."""
     victim: int = 0
     into_step: float = 0.0
+    bound_s: float = 0.0
+    """The stall bound at that moment, where a stall was the sign; see `stall_bound_s`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -117,9 +119,9 @@ def look_after(kill: Kill, commits: Sequence[Commit], size: int) -> Aftermath | 
         commits: of the whole run, in any order.
         size: workers at full strength.
     """
-    after = [c for c in commits if _is_after(c, kill)]
+    after = [c for c in commits if is_after(c, kill)]
     after.sort(key=lambda commit: commit.at_s)
-    high = max((c.step for c in commits if not _is_after(c, kill)), default=0)
+    high = max((c.step for c in commits if not is_after(c, kill)), default=0)
     beyond = [c for c in after if c.step > high]
     full = [c for c in after if c.workers == size]
     if not (beyond and full):
@@ -243,5 +245,6 @@ class Timeline:
                 self._changed.wait(left_s)
 
 
-def _is_after(commit: Commit, kill: Kill) -> bool:
+def is_after(commit: Commit, kill: Kill) -> bool:
+    """Whether a step was begun with the fault known: not in flight, not of an older generation."""
     return commit.begin_s >= kill.at_s and commit.era > kill.era

@@ -55,6 +55,10 @@ class Network:
         """What to put in front of a command so that it runs on a node; none: on the head."""
         return [] if node is None else ["ip", "netns", "exec", self.namespace(node)]
 
+    def pids(self, node: str) -> list[int]:
+        """Every process that runs on a node."""
+        return [int(pid) for pid in _run(["ip", "netns", "pids", self.namespace(node)]).split()]
+
     def drop(self, node: str, directions: Sequence[str]) -> tuple[str, Callable[[], str]]:
         """Let packets of a node vanish.
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from chaos.nemeses.base import Nemesis
 from chaos.nemeses.clock import SkewClock
+from chaos.nemeses.connection import DropConnection
 from chaos.nemeses.link import CutLink, DelayLink, HalfOpenLink
 from chaos.nemeses.memory import FlipBit
 from chaos.nemeses.nodes import KillRayHead, KillRaylet, PreemptNode
@@ -30,6 +31,7 @@ NEMESES: Final[dict[str, type[Nemesis]]] = {
     "cut_link": CutLink,
     "half_open_link": HalfOpenLink,
     "delay_link": DelayLink,
+    "drop_connection": DropConnection,
     "full_disk": FillDisk,
     "corrupt_checkpoint": CorruptCheckpoint,
     "flip_bit": FlipBit,

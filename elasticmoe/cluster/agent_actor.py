@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from elasticmoe.cluster.agent import Agent, AgentConfig
 from elasticmoe.cluster.connect import reason_of
+from elasticmoe.cluster.line import open_line
 from elasticmoe.cluster.memory import available_bytes
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run, Seat
@@ -41,6 +42,8 @@ class Hello:
     """Differs from every other agent's, also of the same name."""
     lines: list[bytes]
     """`Agent.facts`."""
+    line: tuple[str, int]
+    """Where a line to its process can be held; see `line.until_gone`."""
 
 
 class AgentActor:
@@ -68,6 +71,7 @@ class AgentActor:
         self._incarnation = secrets.token_hex(8)
         self._term = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._line = ("", 0)
         # Whoever asked for this agent may have died, and nobody else may know of it.
         self._unclaimed = threading.Timer(CLAIM_TIMEOUT_S, os._exit, (0,))
         self._unclaimed.daemon = True
@@ -84,6 +88,7 @@ class AgentActor:
         self._unclaimed.cancel()
         if not self._tasks:
             await self._agent.start()
+            self._line = await open_line(self._agent.config.host)
             loop = asyncio.get_running_loop()
             self._tasks = [
                 loop.create_task(self._raylet.end_with_it(self._agent.close)),
@@ -91,7 +96,7 @@ class AgentActor:
             ]
             heed_sigterm(lambda: self._tasks.append(loop.create_task(self._announce_end())))
             log.info("attached", term=term, node=self._agent.config.node)
-        return Hello(self._incarnation, self._agent.facts())
+        return Hello(self._incarnation, self._agent.facts(), self._line)
 
     async def whereabouts(self) -> tuple[str, int]:
         """Ray's id of this node, and the workers that were granted here."""

@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from elasticmoe.cluster.agent_actor import Hello, place_agent
 from elasticmoe.cluster.connect import reason_of
+from elasticmoe.cluster.line import until_gone
 from elasticmoe.cluster.run import (
     NAMESPACE,
     RayNode,
@@ -49,6 +50,8 @@ class Agent:
     seat: Seat
     handle: Any
     incarnation: str
+    line: tuple[str, int]
+    """Where its process can be held on to."""
     silent_ticks: int = 0
     watching: asyncio.Task[None] | None = None
 
@@ -275,17 +278,21 @@ class Agents:
     async def _attach(self, seat: Seat, handle: Any) -> None:
         attaching = asyncio.ensure_future(handle.attach.remote(self.term))
         hello: Hello = await asyncio.wait_for(attaching, ATTACH_TIMEOUT_S)
-        agent = Agent(seat, handle, hello.incarnation)
+        agent = Agent(seat, handle, hello.incarnation, hello.line)
         self.by_node[seat.name] = agent
         agent.watching = asyncio.ensure_future(self._watch(agent))
         await self.on_up(seat.name, hello.lines)
 
     async def _watch(self, agent: Agent) -> None:
+        """Learn of an agent's end: from Ray, or from its own line where Ray takes long."""
+        ray_says = asyncio.ensure_future(_until_ended(agent.handle))
+        line_says = asyncio.ensure_future(until_gone(*agent.line))
         try:
-            await agent.handle.watch.remote()
-            evidence = "its agent ended"
-        except RayError:
-            evidence = "its agent's process is gone"
+            await asyncio.wait({ray_says, line_says}, return_when=asyncio.FIRST_COMPLETED)
+            evidence = ray_says.result() if ray_says.done() else "its agent's process is gone"
+        finally:
+            ray_says.cancel()
+            line_says.cancel()
         if self.by_node.get(agent.seat.name) is agent:
             await self._lose(agent.seat.name, evidence)
 
@@ -305,6 +312,14 @@ def draining_nodes() -> dict[str, float]:
     Ray tells an actor nothing of its own drain; its own libraries (Serve, Train) ask here too.
     """
     return {node: until_ms / 1000 for node, until_ms in ray_state.get_draining_nodes().items()}
+
+
+async def _until_ended(handle: Any) -> str:
+    try:
+        await handle.watch.remote()
+    except RayError:
+        return "its agent's process is gone"
+    return "its agent ended"
 
 
 def _seat_name(node: RayNode, number: int) -> str:

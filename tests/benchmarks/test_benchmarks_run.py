@@ -97,6 +97,36 @@ def test_each_side_of_recovery_survives_its_kill_and_tells_what_it_cost(
     assert isinstance(json.loads(last), dict)
 
 
+@pytest.mark.ray
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "part,rung",
+    [
+        ("hang-2", "replace"),
+        ("loop-2", "replace"),
+        ("dropped-connection-4", "retry"),
+        ("kill-busy", "replace"),
+        ("node-loss", "failover"),
+        ("partition", "failover"),
+    ],
+)
+def test_each_fault_is_answered_by_its_rung_and_nothing_is_lost(
+    part: str, rung: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+
+    lines = run("faults.py", "--quick", f"--out={out}", "--only", part)
+
+    found = json.loads(out.read_text())["parts"][part]
+    if "left_out" in found:
+        pytest.skip(found["left_out"])
+    (recovery,) = found["recoveries"]  # the benchmark fails where a fault leaves no proof
+    assert recovery["rung"] == rung
+    assert 0 < recovery["overhead_s"] < recovery["any_s"]
+    last = json.loads(lines[-1])
+    assert (last["steps_rolled_back"], last["other_rungs"]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "script,workers",
     [

@@ -26,6 +26,25 @@ def test_a_second_death_before_the_decision_is_part_of_the_same_fault() -> None:
     assert_sound(world)
 
 
+def test_a_second_death_after_the_decision_is_journalled_and_before_it_is_delivered() -> None:
+    world = World()
+    world.at_point("begun", 13, lambda _: world.kill(1))
+
+    def strike(_: int) -> None:
+        assert decisions(world, Form)[-1].generation == 2  # it is journalled
+        assert world.gang is not None
+        assert not world.gang.told  # nobody has heard of it
+        world.kill(2)
+
+    world.at_point("told", 12, strike)
+
+    done(world)
+
+    assert world.fired == ["kill 1", "kill 2"]
+    assert rungs(world) == ["replace", "replace"]
+    assert [recover.step for recover in decisions(world, Recover)] == [12, 12]
+
+
 @pytest.mark.parametrize("crash", ["undecided", "undone"])
 @pytest.mark.parametrize("kind", [Break, Gather, Recover, Form, Train])
 def test_a_controller_that_dies_around_a_decision_is_followed_by_one_that_goes_on(

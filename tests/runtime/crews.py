@@ -121,6 +121,19 @@ class Crew:
         self._go_on(self.plan, copies, settled, position, forms=forms)
         return settled
 
+    def replace_from_peers(self, dead: int, *, forms: bool = True) -> Settled:
+        """A new process without the dead one's memory, as on another node: it gets copies."""
+        copies = [c for at, c in enumerate(self.inventory_of_copies((dead,))) if at != dead]
+        settled = settle_step(copies, self.committed)
+        assert settled is not None
+        self.workers[dead] = Worker(self.job, self.numbers)
+        self.numbers += 1
+        position = {
+            worker.number: member for member, worker in enumerate(self.workers) if member != dead
+        }
+        self._go_on(self.plan, copies, settled, position, forms=forms)
+        return settled
+
     def fail_over(self, *dead: int, keep_vaults: bool = False) -> Settled:
         """The survivors go on alone; a survivor reads the vaults of the dead, if they are kept."""
         copies = self.inventory_of_copies(dead)
