@@ -18,6 +18,7 @@ from typing import Any, Final
 from elasticmoe.cluster.clerks import Clerks
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
 from elasticmoe.cluster.outbox import Deliver, Outbox
+from elasticmoe.cluster.starter import Starter
 from elasticmoe.cluster.stores import StoreKeeper
 from elasticmoe.cluster.vault_keeper import VaultKeeper
 from elasticmoe.cluster.warm_parent import MAX_LINE_BYTES, ForkRequest
@@ -85,6 +86,7 @@ class Agent:
         self._was_warm = False
         self._gone_because = ""
         self._stores = StoreKeeper(config.host, self._fork)
+        self._starter = Starter(config.job, config.entry, self._fork)
         self._vaults = VaultKeeper()
         self._watch = HeartbeatWatch(is_stopped, core_waits)
 
@@ -267,6 +269,8 @@ class Agent:
         worker = self._worker_named(child)
         if worker is not None:
             worker.forked(pid)
+        else:
+            self._starter.on_forked(child, pid)
 
     def _on_exited(self, child: str, evidence: str) -> None:
         worker = self._worker_named(child)
@@ -274,10 +278,12 @@ class Agent:
             self._spawn_task(self._bury(worker, evidence))
         else:
             self._stores.on_exited(child, evidence)
+            self._starter.on_exited(child)
 
     def _on_gone(self, reason: str) -> None:
         self._link, self._gone_because = None, reason
         self._stores.forget_all()
+        self._starter.forget()
         for worker in list(self._workers.values()):
             self._spawn_task(self._bury(worker, f"the warm parent ended: {reason}"))
         if not self.over.is_set() and self._was_warm:  # not if it cannot even import
@@ -288,25 +294,18 @@ class Agent:
     # -- workers
 
     async def _start_worker(self, number: int) -> None:
-        name = f"worker-{number}"
-        log_file = os.path.join(self.config.log_dir, f"{name}.log")
-        ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
-        device = self._free_device()
+        log_file = os.path.join(self.config.log_dir, f"worker-{number}.log")
+        birth, device = self._starter.take(number), self._free_device()
+        reader, writer = await asyncio.open_connection(sock=birth.ours, limit=MAX_LINE_BYTES)
         reading = self._spawn_task(self._listen(number, reader))
-        self._workers[number] = Worker(number, log_file, device, writer, reading)
-        arguments = {
-            "entry": self.config.entry,
-            "job": self.config.job,
-            "worker": number,
-            "log_dir": self.config.log_dir,
-            "pulse": self._vaults.begin(number),
-        }
-        environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        worker = Worker(number, birth.child, log_file, device, writer, reading)
+        self._workers[number] = worker
+        worker.forked(birth.pid)
+        pulse = self._vaults.begin(number)
         try:
-            self._fork(ForkRequest(name, "worker", arguments, log_file, environment), theirs)
+            self._starter.begin(birth, number, pulse, log_file, device)
         except ClusterError as error:
-            await self._bury(self._workers[number], str(error))
+            await self._bury(worker, str(error))
 
     def _free_device(self) -> str | None:
         taken = {worker.device for worker in self._workers.values()}
@@ -321,6 +320,8 @@ class Agent:
                 report = json.loads(line)
                 if report["kind"] == "WorkerReady":
                     worker.ready = True
+                elif report["kind"] == "GangFormed":
+                    self._starter.prepare_later()
                 elif report["kind"] in ("WorkerParked", "WorkerFailed"):
                     self._break_locally(report["generation"], but=number)
                 has_state = report["kind"] == "GangFormed" or report.get("copies")
@@ -385,8 +386,7 @@ class Agent:
                 worker.writer.write(line)
 
     def _worker_named(self, child: str) -> Worker | None:
-        kind, _, number = child.partition("-")
-        return self._workers.get(int(number)) if kind == "worker" else None
+        return next((one for one in self._workers.values() if one.child == child), None)
 
     # -- the agent's own life
 

@@ -2,7 +2,10 @@
 it does itself, so that no child has to."""
 
 import importlib
+import json
+import os
 import socket
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -22,6 +25,30 @@ def run_worker_child(sock: socket.socket, arguments: dict[str, Any]) -> None:
     entry = getattr(importlib.import_module(module), name)
     job = JobSpec.model_validate_json(arguments["job"])
     entry(sock, job, arguments["worker"], arguments["log_dir"], arguments["pulse"])
+
+
+def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
+    """Be a worker as soon as the agent needs one: forked, and with all done that can be before.
+
+    Args:
+        sock: connection to the agent; its first line holds `arguments` (those of a worker that are
+            missing here), `log` (file of its output) and `environment`.
+        arguments: `entry` and `job`.
+    """
+    from elasticmoe.cluster.warm_parent import write_output_to
+
+    JobSpec.model_validate_json(arguments["job"])  # the pages that this needs are copied now
+    line = b""
+    while not line.endswith(b"\n"):  # nothing follows it before the worker has spoken
+        received = sock.recv(1 << 16)
+        if not received:
+            return  # the agent is gone
+        line += received
+    order = json.loads(line)
+    write_output_to(order["log"])
+    os.environ.update(order["environment"])
+    Path("/proc/self/comm").write_text(f"worker-{order['arguments']['worker']}")
+    run_worker_child(sock, {**arguments, **order["arguments"]})
 
 
 def prepare_for_job(arguments: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ ENVIRONMENT: Final = {
 
 CHILDREN: Final = {
     "worker": "elasticmoe.cluster.children:run_worker_child",
+    "standby": "elasticmoe.cluster.children:stand_by",
     "store": "elasticmoe.cluster.children:serve_store",
     "clerk": "elasticmoe.cluster.clerk:serve_one_request",
 }
@@ -156,7 +157,7 @@ class WarmParent:
                 os._exit(1)
             self._libc.prctl(PR_SET_NAME, request.child.encode(), 0, 0, 0)  # for `ps` and `top`
             self._let_go_of_parent()
-            _write_output_to(request.log)
+            write_output_to(request.log)
             os.environ.update(request.environment)
             _resolve(CHILDREN[request.kind])(sock, request.arguments)
             status = 0
@@ -223,7 +224,8 @@ def _resolve(path: str) -> Callable[..., None]:
     return function
 
 
-def _write_output_to(path: str) -> None:
+def write_output_to(path: str) -> None:
+    """Append this process's output to a file, from now on."""
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -24,6 +24,8 @@ class Worker:
     """A forked worker, from the request to its end."""
 
     number: int
+    child: str
+    """What the warm parent calls it."""
     log: str
     device: str | None
     writer: asyncio.StreamWriter
@@ -42,8 +44,11 @@ class Worker:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def forked(self, pid: int) -> None:
-        """Take a handle of its process, which no later process can be mistaken for."""
-        self.pid, self.pidfd = pid, os.pidfd_open(pid)
+        """Take a handle of its process, which no later process can be mistaken for (0: there is
+        none yet)."""
+        if pid:
+            with suppress(ProcessLookupError):  # it has been reaped; that is being reported
+                self.pid, self.pidfd = pid, os.pidfd_open(pid)
 
     def kill(self) -> None:
         """End it at once, whatever it does; a stopped process ends too."""

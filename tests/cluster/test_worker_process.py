@@ -52,7 +52,7 @@ class Child:
             while await reader.readline():
                 self.words += 1
 
-        worker = Worker(1, "", None, writer, asyncio.ensure_future(read()))
+        worker = Worker(1, "", "", None, writer, asyncio.ensure_future(read()))
         worker.forked(self.process.pid)
         return worker
 

@@ -1,0 +1,83 @@
+"""A process stands by on a node; a worker that is needed is that one."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from agents_for_tests import PATIENCE_S, Controller, form, run_with_agent, two_that_train
+from processes import name_of
+
+from elasticmoe.cluster.agent import Agent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+
+
+async def standing_by(log_dir: Path) -> int:
+    """Pid of the process that stands by: a sibling of the workers."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        for entry in Path("/proc").iterdir():
+            pid = int(entry.name) if entry.name.isdecimal() else 0
+            if pid and name_of(pid).startswith("standby-") and _is_ours(pid, log_dir):
+                return pid
+        await asyncio.sleep(0.01)
+    raise AssertionError("nobody stands by")
+
+
+def _is_ours(pid: int, log_dir: Path) -> bool:
+    """Whether its warm parent writes to this test's logs."""
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    try:
+        return os.readlink(f"/proc/{parent}/fd/2").startswith(str(log_dir))
+    except FileNotFoundError:
+        return False
+
+
+def test_a_replacement_is_the_process_that_stood_by_and_the_next_one_stands_by_then(
+    tmp_path: Path,
+) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        pids = await two_that_train(agent, controller)
+        standby = await standing_by(tmp_path / "logs")
+        os.kill(pids[2], signal.SIGKILL)
+        await controller.wait_for("WorkerParked")
+
+        await agent.start_workers((3,))
+
+        ready = (await controller.wait_for("WorkerReady", 3))[2][1]
+        assert (ready["worker"], ready["pid"]) == (3, standby)
+        assert name_of(standby) == "worker-3"
+        assert os.readlink(f"/proc/{standby}/fd/2") == str(tmp_path / "logs" / "worker-3.log")
+        await form(agent, 2, (1, 3))
+        await controller.wait_for("GangFormed", 4)
+        assert await standing_by(tmp_path / "logs") != standby
+        os.kill(standby, signal.SIGKILL)
+        died = (await controller.wait_for("WorkerDied", 2))[1][1]
+        assert (died["worker"], died["evidence"]) == (3, "killed by signal 9")
+
+    run_with_agent(tmp_path, scenario)
+
+
+def test_a_process_that_stood_by_and_died_is_no_loss(tmp_path: Path) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        await two_that_train(agent, controller)
+        standby = await standing_by(tmp_path / "logs")
+        os.kill(standby, signal.SIGKILL)
+
+        await agent.start_workers((3,))
+
+        def answers() -> list[str]:
+            kinds = ("WorkerReady", "WorkerDied")
+            said = [message for _, message in controller.heard if message["kind"] in kinds]
+            return [message["kind"] for message in said if message["worker"] == 3]
+
+        while not answers():
+            await asyncio.sleep(0.005)
+        if answers() == ["WorkerDied"]:  # it was asked before its death was known
+            await agent.start_workers((4,))
+            await controller.wait_for("WorkerReady", 3)
+
+    run_with_agent(tmp_path, scenario)
