@@ -9,6 +9,7 @@ from elasticmoe.controller.capacity import free_on
 from elasticmoe.controller.casualties import repeated_failure
 from elasticmoe.controller.copies import has_progress, suppliable
 from elasticmoe.controller.decisions import Gather
+from elasticmoe.controller.snapshots import find_snapshot
 from elasticmoe.controller.state import LIVING, JobState, WorkerStatus, having
 from elasticmoe.controller.vaults import shortage, usable
 from elasticmoe.controller.wording import described, workers_named
@@ -68,18 +69,21 @@ def can_start(state: JobState, node: str) -> bool:
     return free_on(state, node) > 0 and state.failed_starts.get(node, 0) < FAILED_STARTS
 
 
-def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
+def find_deserted(state: JobState, step: int, *, is_snapshot: bool = False) -> tuple[str, ...]:
     """Nodes where nobody is ready and whose vaults hold what no other node has: somebody must be
     started there, because a vault is read on its own node only.
 
     Args:
         step: committed steps to go on from.
+        is_snapshot: they are those of a snapshot that is gone back to.
 
     Returns:
         A few nodes that together make the memory whole, as far as workers can be started there.
     """
     assert state.job is not None, "no job was submitted"
     ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
+    if is_snapshot:
+        return _with_parts_of_snapshot(state, step, ready)
     if not shortage(state, step, frozenset(ready)):
         return ()
     left: dict[str, list[Copies]] = {}
@@ -99,6 +103,19 @@ def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
             there |= brings
             has_counters = has_counters or counts
     return tuple(deserted)
+
+
+def _with_parts_of_snapshot(state: JobState, step: int, ready: set[str]) -> tuple[str, ...]:
+    holding = {
+        node for _, node, copies in usable(state) if step in [one.step for one in copies.snapshots]
+    }
+    found: list[str] = []
+    for node in sorted(holding - ready):
+        if find_snapshot(state, frozenset({*ready, *found}), step) == step:
+            break
+        if can_start(state, node):
+            found.append(node)
+    return tuple(found)
 
 
 def decide_early_start(state: JobState) -> Gather | None:

@@ -1,5 +1,6 @@
 """Nodes that go away with a notice, and nodes that are not to be trusted: real training on two."""
 
+import os
 import re
 import signal
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 from jobs_for_tests import tiny_job
-from processes import Follower, Processes, parent_of
+from processes import PATIENCE_S, Follower, Processes, parent_of
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -95,7 +96,7 @@ def test_a_node_that_ray_drains_is_left_before_it_goes_and_no_step_is_redone(
     follower.until_step(5)
     node = without_controller(cluster, handle)
 
-    until_ms = int((time.time() + 20) * 1000)
+    until_ms = int((time.time() + PATIENCE_S) * 1000)
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     accepted, why = GcsClient(address=cluster.address).drain_node(
         node.node_id, reason, "a drill", until_ms
@@ -144,6 +145,29 @@ def test_a_node_whose_memory_flips_bits_again_and_again_is_put_in_quarantine(
     assert (summary["nodes_quarantined"], summary["regroupings"]) == (1, 1)
 
 
+def test_an_agent_that_is_terminated_has_the_gang_move_off_its_node_first(
+    tmp_path: Path, cluster: Cluster, processes: Processes
+) -> None:
+    handle = submit(job_in(tmp_path / "run"), cluster.address)
+    follower = Follower(handle)
+    follower.until_step(5)
+    node = without_controller(cluster, handle)
+    raylets = [info.process.pid for info in node.all_processes["raylet"]]
+    (agent,) = [pid for pid in processes.named("AgentActor") if parent_of(pid) in raylets]
+
+    os.kill(agent, signal.SIGTERM)
+
+    sentence = told(follower, "goes away .SIGTERM to its agent").fields["text"]
+    assert "2 workers went on without them" in sentence
+    assert "no step redone" in sentence
+    os.kill(agent, signal.SIGKILL)  # as whoever told it to end does at last
+    told(follower, "was lost")
+    newest = max(int(event.fields["step"]) for event in follower.events if event.kind == "step")
+    follower.until_step(newest + 20, generation=2)
+    summary = stop(handle, follower)
+    assert (summary["nodes_lost"], summary["faults"], summary["open_steps_redone"]) == (1, 0, 0)
+
+
 def test_a_terminated_worker_is_replaced_between_two_steps(
     tmp_path: Path, processes: Processes
 ) -> None:
@@ -161,7 +185,7 @@ def test_a_terminated_worker_is_replaced_between_two_steps(
     sentence = told(follower, r"was told to end \(SIGTERM\); replaced from").fields["text"]
     assert sentence.startswith(f"worker {victim.number} ")
     assert "no step redone" in sentence
-    assert process.wait(5)
+    assert process.wait(PATIENCE_S)
     process.close()
     follower.until_step(1, generation=2)
     summary = stop(handle, follower)
