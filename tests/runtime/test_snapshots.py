@@ -120,7 +120,7 @@ def test_a_member_that_is_killed_while_it_puts_the_snapshot_back_costs_no_furthe
 
     assert crew.workers[1].end() == -signal.SIGKILL
     copies = crew.inventory_of_copies((1,))
-    assert len(copies[1].torn) == 1  # it died in the middle
+    assert [len(units) for _, units in copies[1].whole] == [1]  # it died in the middle
     assert copies[1].step == -1
     crew.go_back_again(1, copies, step)
     crew.formed()
