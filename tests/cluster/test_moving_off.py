@@ -1,6 +1,5 @@
 """Nodes that go away with a notice, and nodes that are not to be trusted: real training on two."""
 
-import os
 import re
 import signal
 import time
@@ -143,29 +142,6 @@ def test_a_node_whose_memory_flips_bits_again_and_again_is_put_in_quarantine(
     live.poll()
     assert {worker.node for worker in live.members}.isdisjoint({bad})
     assert (summary["nodes_quarantined"], summary["regroupings"]) == (1, 1)
-
-
-def test_an_agent_that_is_terminated_has_the_gang_move_off_its_node_first(
-    tmp_path: Path, cluster: Cluster, processes: Processes
-) -> None:
-    handle = submit(job_in(tmp_path / "run"), cluster.address)
-    follower = Follower(handle)
-    follower.until_step(5)
-    node = without_controller(cluster, handle)
-    raylets = [info.process.pid for info in node.all_processes["raylet"]]
-    (agent,) = [pid for pid in processes.named("AgentActor") if parent_of(pid) in raylets]
-
-    os.kill(agent, signal.SIGTERM)
-
-    sentence = told(follower, "goes away .SIGTERM to its agent").fields["text"]
-    assert "2 workers went on without them" in sentence
-    assert "no step redone" in sentence
-    os.kill(agent, signal.SIGKILL)  # as whoever told it to end does at last
-    told(follower, "was lost")
-    newest = max(int(event.fields["step"]) for event in follower.events if event.kind == "step")
-    follower.until_step(newest + 20, generation=2)
-    summary = stop(handle, follower)
-    assert (summary["nodes_lost"], summary["faults"], summary["open_steps_redone"]) == (1, 0, 0)
 
 
 def test_a_terminated_worker_is_replaced_between_two_steps(
