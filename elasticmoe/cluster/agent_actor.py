@@ -49,13 +49,20 @@ class Hello:
 class AgentActor:
     """Runs an `Agent` in a Ray process; refuses controllers of an older term."""
 
-    def __init__(self, config: AgentConfig, controller: str, ours: bool) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        controller: str,
+        ours: bool,
+        claim_timeout_s: float = CLAIM_TIMEOUT_S,
+    ) -> None:
         """Start at once whatever takes long.
 
         Args:
             config: this node's part of the job.
             controller: Ray name of the controller.
             ours: Ray was started for this job alone.
+            claim_timeout_s: how long to wait for a controller that attaches it.
         """
         os.makedirs(config.log_dir, exist_ok=True)
         path = os.path.join(config.log_dir, f"agent-{config.node}.log")
@@ -73,7 +80,7 @@ class AgentActor:
         self._tasks: list[asyncio.Task[None]] = []
         self._line = ("", 0)
         # Whoever asked for this agent may have died, and nobody else may know of it.
-        self._unclaimed = threading.Timer(CLAIM_TIMEOUT_S, os._exit, (0,))
+        self._unclaimed = threading.Timer(claim_timeout_s, os._exit, (0,))
         self._unclaimed.daemon = True
         self._unclaimed.start()
         if nice > 0:

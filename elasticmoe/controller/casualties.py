@@ -17,7 +17,7 @@ from elasticmoe.controller.state import (
 from elasticmoe.controller.vaults import with_report
 from elasticmoe.controller.wording import listed, workers_named
 from elasticmoe.messages.events import WorkerSilent
-from elasticmoe.messages.worker import WorkerFailed, WorkerParked
+from elasticmoe.messages.worker import MOST_SKIPPED, STEPS_SKIPPED, WorkerFailed, WorkerParked
 
 GANG_PHASES: Final = (Phase.FORMING, Phase.TRAINING, Phase.DRAINING)
 """A generation runs: losing a member ends it."""
@@ -63,8 +63,14 @@ def worker_parked(state: JobState, report: WorkerParked) -> Outcome:
     state = with_status(state, (report.worker,), WorkerStatus.IDLE)
     tells_why = state.phase is Phase.BREAKING and report.code  # peers may have been quicker
     if (state.phase in GANG_PHASES and needed) or tells_why:
-        sign = Casualty("parked", report.worker, worker.node, report.reason, code=report.code)
+        skipped = report.code == STEPS_SKIPPED
+        step = report.committed_step if skipped else 0
+        sign = Casualty(
+            "parked", report.worker, worker.node, report.reason, code=report.code, step=step
+        )
         state = add_casualties(state, (sign,))
+        if skipped:
+            state = _noted(state, step, report.code)
     return state, ()
 
 
@@ -80,13 +86,13 @@ def worker_failed(state: JobState, report: WorkerFailed, node: str) -> Outcome:
             return stale(state)
         kept = tuple(one for one in state.casualties if one.worker != report.worker)
         state = replace(state, casualties=(*kept, replace(casualty, log=died[0].log)))
-        return _noted(state, report), ()
+        return _noted(state, report.step, report.code), ()
     is_old = report.worker in state.positions and report.generation < state.generation
     if is_old or worker.status is WorkerStatus.LEAVING:
         return stale(state)
     if is_needed(state, report.worker):
         state = add_casualties(state, (casualty,))
-    state = _noted(state, report)
+    state = _noted(state, report.step, report.code)
     return with_status(state, (report.worker,), WorkerStatus.LEAVING), ()
 
 
@@ -117,18 +123,27 @@ def decide_fence_silent(state: JobState) -> Fence | None:
 
 
 def repeated_failure(state: JobState) -> Casualty | None:
-    """A failure that was recovered from before, with the same code at the same step."""
+    """A failure that was recovered from before, with the same code at the same step; of skipped
+    steps, some that were skipped before."""
     for casualty in state.casualties:
-        if casualty.kind == "failed":
-            for failure in state.failures:
-                same = (failure.step, failure.code) == (casualty.step, casualty.code)
-                if same and failure.episode < state.episode:
-                    return casualty
+        if casualty.kind != "failed" and casualty.code != STEPS_SKIPPED:
+            continue
+        reach = MOST_SKIPPED if casualty.code == STEPS_SKIPPED else 1
+        for failure in state.failures:
+            same = failure.code == casualty.code and abs(failure.step - casualty.step) < reach
+            if same and failure.episode < state.episode:
+                return casualty
     return None
 
 
-def _noted(state: JobState, report: WorkerFailed) -> JobState:
-    failure = Failure(state.episode, report.step, report.code)
+def last_update(state: JobState) -> int | None:
+    """The last step that changed weights, if the gang parked because it skips all others."""
+    ends = [one.step for one in state.casualties if one.code == STEPS_SKIPPED]
+    return min(ends) - MOST_SKIPPED if ends else None
+
+
+def _noted(state: JobState, step: int, code: str) -> JobState:
+    failure = Failure(state.episode, step, code)
     if failure in state.failures:
         return state
     return replace(state, failures=(*state.failures, failure)[-NUM_FAILURES_KEPT:])

@@ -26,7 +26,7 @@ class Casualty:
     code: str = ""
     """Of the error, for `failed`; of what it found, for `parked`, unless it just lost a peer."""
     step: int = 0
-    """At which it failed, for `failed`."""
+    """At which it failed, for `failed`; the last one, for steps that were skipped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """From the first sign of a fault to the decision how to go on."""
 
+from math import inf
+
 from elasticmoe.controller import vaults
 from elasticmoe.controller.capacity import free_places
-from elasticmoe.controller.casualties import decide_fence_silent, repeated_failure
+from elasticmoe.controller.casualties import decide_fence_silent, last_update, repeated_failure
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Break,
@@ -46,6 +48,7 @@ from elasticmoe.controller.state import (
 from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
 from elasticmoe.controller.wording import described, is_cause, workers_named
 from elasticmoe.messages.commands import BreakGeneration, Command
+from elasticmoe.messages.worker import STEPS_SKIPPED
 from elasticmoe.spec.job import Rung
 
 
@@ -88,12 +91,13 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         refused_rungs: those that turned out not to work, and why.
     """
     protection, workers = state.spec.protection, state.spec.workers
-    refused = _refused(state)
-    usable = [checkpoint for checkpoint in state.checkpoints if checkpoint.uri not in refused]
-    kept = settled(state) if state.plan is not None else None
     dead = dead_members(state)
     nodes, left = _nodes_of_members(state, set(dead))
     readable = left | _deserted(state, left)
+    snapshot_step = find_snapshot(state, readable, _newest_wanted(state))
+    refused = _refused(state, snapshot_step)
+    usable = [checkpoint for checkpoint in state.checkpoints if checkpoint.uri not in refused]
+    kept = settled(state) if state.plan is not None else None
     lacking = shortage(state, kept.step, nodes) if kept else ""
     return Damage(
         at_s=state.now_s,
@@ -107,7 +111,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         survivors_shortage=shortage(state, kept.step, readable)
         if kept and readable != nodes
         else lacking,
-        snapshot_step=find_snapshot(state, readable),
+        snapshot_step=snapshot_step,
         distrusted=_distrusted(state),
         refused_rungs=refused_rungs,
         retries=state.retries,
@@ -271,17 +275,33 @@ def _answered(
     return state, commands
 
 
-def _refused(state: JobState) -> tuple[str, ...]:
-    """The checkpoint that this generation could not load, if that is what went wrong."""
+def _refused(state: JobState, snapshot_step: int | None) -> tuple[str, ...]:
+    """The checkpoint that this generation could not load, if that is what went wrong; those with
+    the very weights that no step changes any more, unless nothing else is left."""
+    updated = last_update(state)
+    if updated is not None:
+        same = tuple(one.uri for one in state.checkpoints if one.step >= updated)
+        others = snapshot_step is not None or len(same) < len(state.checkpoints)
+        return same if others else ()
     start = state.form.checkpoint if state.form else None
     bad = any(casualty.code == "bad_checkpoint" for casualty in state.casualties)
     return (start,) if bad and start is not None else ()
 
 
+def _newest_wanted(state: JobState) -> float:
+    """No snapshot is wanted that is newer than what was decided, or that has the very weights that
+    no step changes any more."""
+    updated = last_update(state)
+    if updated is not None:
+        return updated - 1
+    return inf if state.settled_step is None else state.settled_step
+
+
 def _distrusted(state: JobState) -> str:
-    """Why memory must not be gone on from: somebody did not find what should have been there."""
+    """Why memory must not be gone on from: somebody did not find what should have been there, or
+    nothing comes of what is there."""
     for casualty in state.casualties:
-        if casualty.code == "not_whole":
+        if casualty.code in ("not_whole", STEPS_SKIPPED):
             return casualty.text
     return ""
 

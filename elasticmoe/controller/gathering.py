@@ -24,7 +24,6 @@ from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import (
     dead_members,
     find_deserted,
-    find_deserted_snapshot,
     find_replacements,
     replacing,
 )
@@ -131,7 +130,7 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
         wanted = _decide_number(state, state.spec.workers.replicas)
         if wanted is not None:
             return wanted
-    reader = _decide_readers(state, rung)
+    reader = _decide_readers(state, is_snapshot=rung == "snapshot")
     if reader is not None:
         return reader
     if avoided_nodes(state) and _lacks_memory(state, ready, rung):
@@ -162,11 +161,10 @@ def _lacks_memory(state: JobState, workers: tuple[Worker, ...], rung: Rung) -> b
     return bool(shortage(without, state.settled_step, nodes))
 
 
-def _decide_readers(state: JobState, rung: Rung) -> Gather | Fence | LookAgain | None:
+def _decide_readers(state: JobState, *, is_snapshot: bool) -> Gather | Fence | LookAgain | None:
     """Have a worker on every node whose memory is needed; none: all are there."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
-    find = find_deserted if rung == "failover" else find_deserted_snapshot
-    deserted = find(state, state.settled_step)
+    deserted = find_deserted(state, state.settled_step, is_snapshot=is_snapshot)
     if not deserted:
         return None
     empty = [
@@ -277,7 +275,7 @@ def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
 def _decide_wait(state: JobState, fitting: int) -> Wait:
     from_memory = state.settled_step is not None and (
         not shortage(state, state.settled_step, frozenset(state.nodes))
-        or find_snapshot(state, frozenset(state.nodes)) == state.settled_step
+        or find_snapshot(state, frozenset(state.nodes), state.settled_step) == state.settled_step
     )
     newest = state.newest.step if state.newest else 0
     step = state.settled_step if from_memory and state.settled_step is not None else newest

@@ -8,6 +8,7 @@ from elasticmoe.controller.copies import Settled
 from elasticmoe.controller.decisions import Casualty, GiveUp, Recover, Wait
 from elasticmoe.controller.state import MAX_BACKOFF_S, Checkpoint, FirstError
 from elasticmoe.controller.wording import described, plural, workers_named
+from elasticmoe.messages.worker import STEPS_SKIPPED
 from elasticmoe.spec.job import Rung
 
 MOST_RETRIES: Final = 2
@@ -16,6 +17,11 @@ TRIES_FROM_CHECKPOINT: Final = 3
 """The last tries before the job is given up: what is in memory may be the cause."""
 KEEPING: Final[tuple[Rung, ...]] = ("retry", "replace", "failover")
 """Rungs that give up no committed step."""
+ADVICE: Final = {
+    STEPS_SKIPPED: " Lower optimizer.learning_rate, look at the text of these steps, or allow "
+    "larger spikes (protection.max_loss_ratio).",
+}
+"""What people can do about a failure that comes back, by its code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +284,7 @@ def _what(damage: Damage) -> str:
 def _give_up_repeated(damage: Damage, failure: Casualty) -> GiveUp:
     reason = (
         f"the same failure twice at step {failure.step} ({failure.code}): {failure.text}. "
-        f"Trying again does not cure it.{_see(failure.log)}"
+        f"Trying again does not cure it.{ADVICE.get(failure.code, '')}{_see(failure.log)}"
     )
     return GiveUp(damage.at_s, failure.code or "same_failure_twice", failure.log, reason)
 

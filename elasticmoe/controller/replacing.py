@@ -69,19 +69,22 @@ def can_start(state: JobState, node: str) -> bool:
     return free_on(state, node) > 0 and state.failed_starts.get(node, 0) < FAILED_STARTS
 
 
-def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
+def find_deserted(state: JobState, step: int, *, is_snapshot: bool = False) -> tuple[str, ...]:
     """Nodes where nobody is ready and whose vaults hold what no other node has: somebody must be
     started there, because a vault is read on its own node only.
 
     Args:
         step: committed steps to go on from.
+        is_snapshot: they are those of a snapshot that is gone back to.
 
     Returns:
         A few nodes that together make the memory whole, as far as workers can be started there.
     """
     assert state.job is not None, "no job was submitted"
-    ready = _ready_nodes(state)
-    if not shortage(state, step, ready):
+    ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
+    if is_snapshot:
+        return _with_parts_of_snapshot(state, step, ready)
+    if not shortage(state, step, frozenset(ready)):
         return ()
     left: dict[str, list[Copies]] = {}
     there, has_counters = set[int](), False
@@ -102,21 +105,17 @@ def find_deserted(state: JobState, step: int) -> tuple[str, ...]:
     return tuple(deserted)
 
 
-def find_deserted_snapshot(state: JobState, step: int) -> tuple[str, ...]:
-    """The same for a snapshot: all such nodes, since a parity alone brings nothing."""
-    ready = _ready_nodes(state)
-    if find_snapshot(state, ready) == step:
-        return ()
-    left = {
-        node
-        for _, node, copies in usable(state)
-        if node not in ready and any(snapshot.step == step for snapshot in copies.snapshots)
+def _with_parts_of_snapshot(state: JobState, step: int, ready: set[str]) -> tuple[str, ...]:
+    holding = {
+        node for _, node, copies in usable(state) if step in [one.step for one in copies.snapshots]
     }
-    return tuple(node for node in sorted(left) if can_start(state, node))
-
-
-def _ready_nodes(state: JobState) -> frozenset[str]:
-    return frozenset(worker.node for worker in having(state, WorkerStatus.IDLE))
+    found: list[str] = []
+    for node in sorted(holding - ready):
+        if find_snapshot(state, frozenset({*ready, *found}), step) == step:
+            break
+        if can_start(state, node):
+            found.append(node)
+    return tuple(found)
 
 
 def decide_early_start(state: JobState) -> Gather | None:

@@ -1,7 +1,7 @@
 """Snapshots in host memory: when to take them, and whether one can be gone back to."""
 
 from collections.abc import Iterable
-from math import sqrt
+from math import inf, sqrt
 from typing import Final
 
 from elasticmoe.controller.changing import replace
@@ -97,15 +97,16 @@ def unrecoverable_rate(state: JobState) -> float:
     return nodes * rate * again ** (protection.redundancy - 1)
 
 
-def find_snapshot(state: JobState, nodes: frozenset[str]) -> int | None:
+def find_snapshot(state: JobState, nodes: frozenset[str], most: float = inf) -> int | None:
     """Committed steps of the newest snapshot that is whole in the memory of some nodes.
 
     Args:
         nodes: a vault can be read by workers of its own node only.
+        most: of a later step than this one none is wanted.
     """
     assert state.job is not None, "no job was submitted"
     there = [copies for _, node, copies in usable(state) if node in nodes]
-    steps = {snapshot.step for copies in there for snapshot in copies.snapshots}
+    steps = {one.step for copies in there for one in copies.snapshots if one.step <= most}
     num_units = len(state.job.inventory.units)
     whole = (step for step in sorted(steps, reverse=True) if is_whole(there, step, num_units))
     return next(whole, None)

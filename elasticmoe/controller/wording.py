@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from elasticmoe.controller.decisions import Casualty
 from elasticmoe.messages.events import CommandFailed
+from elasticmoe.messages.worker import STEPS_SKIPPED
 
 
 def command_failed(event: CommandFailed) -> str | None:
@@ -79,7 +80,8 @@ def described(casualties: Sequence[Casualty]) -> str:
     by_cause: dict[tuple[str, str, str, int], list[int]] = {}
     for casualty in causes:
         where = casualty.node if casualty.kind == "node_lost" else ""
-        key = (casualty.kind, casualty.text, where, casualty.step)
+        kind = STEPS_SKIPPED if casualty.code == STEPS_SKIPPED else casualty.kind
+        key = (kind, casualty.text, where, casualty.step)
         by_cause.setdefault(key, []).append(casualty.worker)
     return ", and ".join(_cause(*key, workers) for key, workers in by_cause.items())
 
@@ -89,7 +91,7 @@ def _cause(kind: str, text: str, node: str, step: int, numbers: list[int]) -> st
     if kind == "node_lost":
         lost = f" with {workers_named(workers)}" if workers else ""
         return f"node {node} was lost{lost} ({text})"
-    if not workers:
+    if not workers or kind == STEPS_SKIPPED:
         return text
     who, were = workers_named(workers), "was" if len(workers) == 1 else "were"
     if kind == "failed":

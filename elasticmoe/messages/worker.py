@@ -9,6 +9,11 @@ from typing import Any, Final
 
 NOTICE_S: Final = 30.0
 """From SIGTERM to SIGKILL, if nobody says otherwise: what Kubernetes and Slurm grant unasked."""
+MOST_SKIPPED: Final = 10
+"""Steps in a row that a gang skips before it parks. A bad batch is over after one, and the running
+loss that spikes are judged by looks back about as far: what lasts longer is not a spike."""
+STEPS_SKIPPED: Final = "steps_skipped"
+"""`WorkerParked.code` of a gang whose last `MOST_SKIPPED` steps changed no weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +184,7 @@ class WorkerParked:
     copies: Copies | None = None
     """What is in its vault now; none if it has none yet."""
     code: str = ""
-    """Of what it found: `corrupted`; empty: it lost a peer, or was told."""
+    """Of what it found: `corrupted`, `STEPS_SKIPPED`; empty: it lost a peer, or was told."""
 
 
 @dataclass(frozen=True, slots=True)

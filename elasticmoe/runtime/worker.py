@@ -37,6 +37,7 @@ from elasticmoe.runtime.checkpoints import CheckpointWriter, Written
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Rendezvous
+from elasticmoe.runtime.guard import Guard, StepsSkippedError
 from elasticmoe.runtime.mailbox import Current, Mailbox, name_thread
 from elasticmoe.runtime.memory import State
 from elasticmoe.runtime.notice import heed_sigterm
@@ -145,8 +146,8 @@ class Service:
             form, current = self._mailbox.next_form()
             try:
                 self._take_part(form, current)
-            except (GangBrokenError, CorruptedError) as error:
-                code = error.code if isinstance(error, CorruptedError) else ""
+            except (GangBrokenError, CorruptedError, StepsSkippedError) as error:
+                code = "" if isinstance(error, GangBrokenError) else error.code
                 self._park(form.generation, str(error), code)
 
     def _park(self, generation: int, reason: str, code: str = "") -> None:
@@ -226,7 +227,7 @@ class Service:
         """Take steps until the schedule ends, or a stop or a pause takes effect: true if it is a
         pause, which leaves everything in memory and saves nothing."""
         job, settled = gang.job, form.first_command - 1
-        first_step, snapshot_s = gang.progress.step, 0.0
+        first_step, snapshot_s, guard = gang.progress.step, 0.0, Guard()
         if form.memory is not None and first_step == job.schedule.steps:
             self._writer.take(gang)  # whoever was to write the last checkpoint may have died
         while gang.progress.step < job.schedule.steps:
@@ -258,6 +259,7 @@ class Service:
                 gang.groups.world.barrier()  # nobody hangs up on a peer that still listens
             if last or pauses:
                 return pauses
+            guard.note(gang, done.result)
         return False
 
 

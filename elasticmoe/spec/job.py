@@ -170,7 +170,8 @@ class ProtectionSpec(Spec):
     """How often the homes of every unit are compared; 0: never."""
     max_loss_ratio: float | None = Field(default=None, gt=1)
     """A step whose loss is more than this times the running loss commits as a no-op, like one
-    that is not finite; none: no bound."""
+    that is not finite; none: no bound. After ten such steps in a row the job goes back to before
+    them, and ends if that does not help."""
     max_restarts: int = Field(default=10, ge=0)
     """Recoveries without a committed step in between before the job is given up."""
     restart_backoff_s: float = Field(default=0.2, ge=0)

@@ -104,8 +104,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def until_gone(pids: list[int], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+async def until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, f"still there: {[p for p in pids if is_alive(p)]}"
         await asyncio.sleep(0.005)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ from elasticmoe.client import JobClient, JobEvent
 from elasticmoe.cluster.jobs import JobHandle
 
 MARK = "ELASTICMOE_TEST_MARK"
+PATIENCE_S = 60.0
+"""For what must happen, however slow the machine is. Never a measure of how quick something is."""
+OURS = ("ControllerActor", "AgentActor", "elasticmoe.")
+"""In the command lines of controller, agents, supervisor, warm parents and what these have forked.
+Ray's own processes may take minutes to end where they cannot reach their head."""
 
 
 class Processes:
@@ -44,20 +49,34 @@ class Processes:
         return sorted(pid for pid in self.found() if name_of(pid).startswith("worker-"))
 
     def wait_for_workers(self, count: int) -> list[int]:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + PATIENCE_S
         while len(workers := self.workers()) < count:
             assert time.monotonic() < deadline_s, f"only {workers} run"
             time.sleep(0.02)
         return workers
 
-    def wait_until_none_left(self, timeout_s: float) -> float:
-        """Wait for the end of all; return how long it took."""
-        began_s = time.monotonic()
-        while left := self.found():
+    def of_the_job(self) -> dict[int, str]:
+        """Those that are not merely Ray's own."""
+        return {pid: line for pid, line in self.found().items() if any(n in line for n in OURS)}
+
+    def wait_until_gone(self, pids: Iterable[int]) -> None:
+        """Wait for the end of some."""
+        self._wait_for_the_end(lambda: set(pids) & set(self.found()))
+
+    def wait_until_job_gone(self) -> None:
+        """Wait for the end of all that are not merely Ray's own."""
+        self._wait_for_the_end(self.of_the_job)
+
+    def wait_until_none_left(self) -> None:
+        """Wait for the end of all: Ray's own have a head that ends with the job."""
+        self._wait_for_the_end(self.found)
+
+    def _wait_for_the_end(self, left: Callable[[], Collection[int]]) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while there := left():
             reap()
-            assert time.monotonic() - began_s < timeout_s, f"left behind: {left}"
+            assert time.monotonic() < deadline_s, f"left behind: {there}"
             time.sleep(0.02)
-        return time.monotonic() - began_s
 
     def kill_all(self) -> None:
         for pid in self.found():

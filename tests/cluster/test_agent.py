@@ -6,8 +6,16 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from agents_for_tests import Controller, form, run_with_agent, two_that_train, until_gone
+from agents_for_tests import (
+    PATIENCE_S,
+    Controller,
+    form,
+    run_with_agent,
+    two_that_train,
+    until_gone,
+)
 
 from elasticmoe.cluster.agent import Agent
 
@@ -20,29 +28,29 @@ def test_a_killed_worker_is_reported_and_the_other_is_told_that_the_generation_i
     async def scenario(agent: Agent, controller: Controller) -> None:
         pids = await two_that_train(agent, controller)
 
-        killed_s = time.monotonic()
         os.kill(pids[2], signal.SIGKILL)
 
-        ((died_s, died),) = await controller.wait_for("WorkerDied")
+        ((_, died),) = await controller.wait_for("WorkerDied")
         assert died["worker"] == 2
         assert died["evidence"] == "killed by signal 9"
         ((_, parked),) = await controller.wait_for("WorkerParked")
         assert parked["worker"] == 1
-        assert died_s - killed_s < 0.25
+        assert "WorkerSilent" not in controller.kinds()  # nobody had to wait for its lease
 
     run_with_agent(tmp_path, scenario)
 
 
 def test_a_worker_started_beside_a_warm_parent_is_ready_in_milliseconds(tmp_path: Path) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
+        began_s = time.monotonic()
         await agent.start_workers((1,))
-        await controller.wait_for("WorkerReady")
+        cold_s = (await controller.wait_for("WorkerReady"))[0][0] - began_s
         began_s = time.monotonic()
 
         await agent.start_workers((2,))
 
-        ready_s = (await controller.wait_for("WorkerReady", 2))[1][0]
-        assert ready_s - began_s < 0.5
+        warm_s = (await controller.wait_for("WorkerReady", 2))[1][0] - began_s
+        assert warm_s < cold_s / 4  # 0.03 s and 2 s where nothing else runs
 
     run_with_agent(tmp_path, scenario)
 
@@ -78,7 +86,7 @@ def test_workers_end_with_their_warm_parent_and_new_ones_can_be_started(tmp_path
         agent._warm_process.kill()
 
         await controller.wait_for("WorkerDied", 2)
-        await until_gone([message["pid"] for _, message in ready], timeout_s=1)
+        await until_gone([message["pid"] for _, message in ready])
         await agent.start_workers((3,))
         await controller.wait_for("WorkerReady", 3)
 
@@ -92,8 +100,8 @@ def test_an_agent_that_no_controller_speaks_to_ends_itself_and_its_workers(tmp_p
 
         controller.answers = False
 
-        await asyncio.wait_for(agent.over.wait(), timeout=5)
-        await until_gone([ready["pid"]], timeout_s=1)
+        await asyncio.wait_for(agent.over.wait(), PATIENCE_S)
+        await until_gone([ready["pid"]])
 
     run_with_agent(tmp_path, scenario, patience_s=0.5)
 
@@ -107,8 +115,8 @@ def test_an_agent_that_the_controller_has_given_up_ends_itself_at_its_first_word
 
         controller.has_given_up = True
 
-        await asyncio.wait_for(agent.over.wait(), timeout=5)
-        await until_gone([ready["pid"]], timeout_s=1)
+        await asyncio.wait_for(agent.over.wait(), PATIENCE_S)
+        await until_gone([ready["pid"]])
 
     run_with_agent(tmp_path, scenario)
 
@@ -127,12 +135,21 @@ def test_a_terminated_worker_is_a_death_with_the_signal_as_evidence(tmp_path: Pa
     run_with_agent(tmp_path, scenario)
 
 
+async def until_connected(pid: int) -> None:
+    """Wait until a process has a connection: the fake has no other than the store's."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not any(c.status == "ESTABLISHED" for c in psutil.Process(pid).net_connections("tcp")):
+        assert time.monotonic() < deadline_s, "the worker never came to the store"
+        await asyncio.sleep(0.005)
+
+
 def test_closing_a_store_frees_a_worker_that_waits_in_it(tmp_path: Path) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
         await agent.start_workers((1,))
         await controller.wait_for("WorkerReady")
         await form(agent, 1, (1, 99))  # 99 will never come
-        await asyncio.sleep(0.1)
+        ((_, ready),) = await controller.wait_for("WorkerReady")
+        await until_connected(ready["pid"])
 
         await agent.break_generation(1, (1, 99))
 

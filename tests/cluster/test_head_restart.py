@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from jobs_for_tests import tiny_job
-from processes import Processes
+from processes import PATIENCE_S, Processes
 
 from chaos.live import LiveJob
 from chaos.proc import argument_of, command_line, kill
@@ -89,14 +89,15 @@ def redis(directory: Path) -> Iterator[str]:
         ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)],
         stdout=subprocess.DEVNULL,
     )
-    deadline_s = time.monotonic() + 10
-    while time.monotonic() < deadline_s:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.05)
+    deadline_s = time.monotonic() + PATIENCE_S
     try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline_s, "redis-server does not listen"
+                time.sleep(0.05)
         yield f"127.0.0.1:{port}"
     finally:
         server.kill()
@@ -128,7 +129,7 @@ def ray_head(directory: Path, more: dict[str, str]) -> Iterator[Head]:
         stdout=(directory / "ray.log").open("wb"),
         stderr=subprocess.STDOUT,
         check=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )  # fmt: skip
     try:
         yield Head(f"127.0.0.1:{port}", environment)
@@ -154,14 +155,7 @@ def start(head: Head, directory: Path) -> LiveJob:
     return live
 
 
-def left_of_job(processes: Processes) -> list[str]:
-    """Controller, agents, warm parents, and whatever these have forked. Ray's own processes also
-    have names with `ray::`, and some hang for minutes where they cannot reach the head."""
-    ours = ("ray::ControllerActor", "ray::AgentActor", "elasticmoe.")
-    return [line for line in processes.found().values() if any(name in line for name in ours)]
-
-
-def wait(live: LiveJob, there: object, what: str, timeout_s: float = 60.0) -> None:
+def wait(live: LiveJob, there: object, what: str, timeout_s: float = PATIENCE_S) -> None:
     deadline_s = time.monotonic() + timeout_s
     assert callable(there)
     while not there():
@@ -211,7 +205,7 @@ def test_without_a_head_that_comes_back_the_job_ends_with_a_checkpoint_and_a_sen
         assert "stopped by the loss of Ray's head (6 s without answer) at step" in sentences[-1]
         assert "; saved in " in sentences[-1]
         assert "not kept" not in sentences[-1]
-        wait(live, lambda: not left_of_job(processes), "the end of the job's processes")
+        processes.wait_until_job_gone()
         processes.kill_all()
 
 

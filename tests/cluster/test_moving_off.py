@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 from jobs_for_tests import tiny_job
-from processes import Follower, Processes, parent_of
+from processes import PATIENCE_S, Follower, Processes, parent_of
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -95,7 +95,7 @@ def test_a_node_that_ray_drains_is_left_before_it_goes_and_no_step_is_redone(
     follower.until_step(5)
     node = without_controller(cluster, handle)
 
-    until_ms = int((time.time() + 20) * 1000)
+    until_ms = int((time.time() + PATIENCE_S) * 1000)
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     accepted, why = GcsClient(address=cluster.address).drain_node(
         node.node_id, reason, "a drill", until_ms
@@ -161,7 +161,7 @@ def test_a_terminated_worker_is_replaced_between_two_steps(
     sentence = told(follower, r"was told to end \(SIGTERM\); replaced from").fields["text"]
     assert sentence.startswith(f"worker {victim.number} ")
     assert "no step redone" in sentence
-    assert process.wait(5)
+    assert process.wait(PATIENCE_S)
     process.close()
     follower.until_step(1, generation=2)
     summary = stop(handle, follower)

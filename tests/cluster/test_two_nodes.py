@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import ray
 from jobs_for_tests import tiny_job
 from processes import Follower, Processes
 from ray.cluster_utils import Cluster
+from ray.exceptions import ActorDiedError
 
 from elasticmoe.client import JobClient
-from elasticmoe.cluster.agent_actor import place_agent
+from elasticmoe.cluster.agent import AgentConfig
+from elasticmoe.cluster.agent_actor import AgentActor, place_agent
 from elasticmoe.cluster.forking import same_modules
 from elasticmoe.cluster.jobs import submit, with_absolute_paths
-from elasticmoe.cluster.run import DOMAIN_LABEL, RayNode, Run, Seat
+from elasticmoe.cluster.run import DOMAIN_LABEL, NAMESPACE, RayNode, Run, Seat
 from elasticmoe.errors import ClusterError
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
@@ -39,7 +42,7 @@ def test_a_lost_node_takes_its_workers_along_and_the_job_goes_on_with_the_rest(
     nodes = [
         cluster.add_node(num_cpus=1, labels={DOMAIN_LABEL: domain}) for domain in ("left", "right")
     ]
-    handle = submit(tiny_job(tmp_path / "run", steps=200), cluster.address, entry=FAKE)
+    handle = submit(tiny_job(tmp_path / "run", steps=300), cluster.address, entry=FAKE)
     follower = Follower(handle)
     follower.until_step(3)
     workers = processes.workers()
@@ -92,6 +95,24 @@ def test_an_agent_whose_controller_died_while_it_was_placed_is_claimed_by_the_ne
     assert ray.get(agent.whereabouts.remote()) == (new.id, 1)  # no other one took its place
     JobClient.of_directory(handle.directory).stop()
     assert next(event for event in events if event.kind == "end").fields["outcome"] == "stopped"
+
+
+def test_an_agent_that_no_controller_claims_ends_itself(
+    tmp_path: Path, cluster: Cluster, processes: Processes
+) -> None:
+    job = tiny_job(tmp_path / "run").model_dump_json()
+    config = AgentConfig("here", "here", "127.0.0.1", 1, job, str(tmp_path / "logs"), FAKE)
+    ray.init(address=cluster.address, namespace=NAMESPACE)
+    began_s = time.monotonic()
+    kind = ray.remote(AgentActor).options(name="nobody's", lifetime="detached", num_cpus=0)
+
+    agent = kind.remote(config, "no controller", False, claim_timeout_s=1.0)
+
+    with pytest.raises(ActorDiedError):
+        ray.get(agent.watch.remote(), timeout=60)
+    assert time.monotonic() - began_s > 1.0
+    assert (tmp_path / "logs" / "agent-here.log").exists()  # it had begun
+    processes.wait_until_gone(processes.named("AgentActor"))  # its warm parent follows as late
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://127.0.0.1:10001"])

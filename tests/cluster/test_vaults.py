@@ -125,7 +125,7 @@ def test_vaults_outlive_the_warm_parent_and_no_process_inherits_them(tmp_path: P
 
         died = [message for _, message in await controller.wait_for("WorkerDied", 2)]
         assert all(message["copies"]["step"] >= 1 for message in died)
-        await until_gone(list(pids.values()), timeout_s=1)
+        await until_gone(list(pids.values()))
         (pid,) = (await started(agent, controller, (3,))).values()
         assert _memory_files(os.getpid()) >= {"vault-1", "vault-2", "pulse-3"}
         assert _memory_files(agent._warm_process.pid) == set()

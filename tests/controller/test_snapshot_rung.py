@@ -175,3 +175,53 @@ def test_a_parity_stands_for_one_unit_that_is_missing_and_no_more() -> None:
     assert is_whole(there, 7, 4)
     assert not is_whole(there, 8, 4)
     assert not is_whole([holding(0, (1,)), *there[1:]], 7, 4)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("lost", ["a", "b"])
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+@pytest.mark.parametrize("point", ["told", "opened", "moved"])
+def test_a_member_that_dies_while_the_snapshot_is_put_back_costs_no_further_step(
+    point: str, kind: str, lost: str, place: int
+) -> None:
+    world = world_with(kind)
+    world.at_point("begun", 20, lambda _: world.lose_node(lost))
+    killed: list[int] = []
+
+    def kill(name: str, step: int, worker: int) -> None:
+        if name == point and world.gang is not None and world.gang.generation == 2 and not killed:
+            killed.append(world.gang.members[place])
+            world.kill(killed[0])
+
+    before = world.on_point
+    world.on_point = lambda *reached: (before(*reached), kill(*reached))[0]
+    world.submit()
+    world.run()
+
+    assert killed
+    first, *others = decisions(world, Recover)  # what only the dead left is read on its node
+    assert first.rung == "snapshot"
+    assert others
+    assert {one.step for one in others} == {first.step}
+    assert world.state.tally.steps_rolled_back == first.redo_steps
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_snapshot_that_only_a_dead_process_left_is_read_on_its_node(place: int) -> None:
+    world = world_with("copy")
+
+    def strike(_: int) -> None:
+        assert world.gang is not None
+        world.kill(world.gang.members[place])
+        world.lose_node("a")
+
+    world.at_point("begun", 20, strike)
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == 2
+    assert rungs(world) == ["snapshot"]
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)

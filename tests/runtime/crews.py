@@ -112,11 +112,7 @@ class Crew:
         settled = settle_step(copies, self.committed)
         assert settled is not None
         for member in dead:
-            heir = Worker(self.job, self.numbers)
-            os.close(heir.vault)
-            heir.vault = self.workers[member].vault
-            self.workers[member] = heir
-            self.numbers += 1
+            self.workers[member] = self._heir_of(member)
         position = {copy.worker: member for member, copy in enumerate(copies)}
         self._go_on(self.plan, copies, settled, position, forms=forms)
         return settled
@@ -164,12 +160,27 @@ class Crew:
         """A member's node is gone; the others go back to a snapshot, as the controller says."""
         del self.workers[lost], copies[lost]
         places = [member for place, member in enumerate(self.plan.members) if place != lost]
+        return self._put_back(places, copies, step)
+
+    def go_back_again(self, dead: int, copies: list[Copies], step: int) -> FromMemory:
+        """A member's process died on the way back; another one of its node reads what it left."""
+        self.workers[dead] = self._heir_of(dead)
+        return self._put_back(list(self.plan.members), copies, step)
+
+    def _heir_of(self, dead: int) -> Worker:
+        heir = Worker(self.job, self.numbers)
+        os.close(heir.vault)
+        heir.vault = self.workers[dead].vault
+        self.numbers += 1
+        return heir
+
+    def _put_back(self, places: list[Member], copies: list[Copies], step: int) -> FromMemory:
         members = tuple(
             Member(worker.number, place.node, place.domain)
             for worker, place in zip(self.workers, places, strict=True)
         )
         idle = [ReadyWorker(m.worker, m.node, WorkerStatus.IDLE, 0.0) for m in members]
-        known = [(m.worker, KnownVault(m.node, c)) for m, c in zip(members, copies, strict=True)]
+        known = [(c.worker, KnownVault(m.node, c)) for m, c in zip(members, copies, strict=True)]
         state = JobState(
             job=Job(self.job, self.inventory),
             workers=Roster().with_workers(idle),

@@ -1,6 +1,8 @@
 """Snapshots by real workers: taken while training, gone back to after a node is lost."""
 
+import itertools
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ from crews import Crew, make_job, undisturbed
 from gangs import plan_for
 
 from elasticmoe.messages.worker import Instruct, WorkerFailed
+from elasticmoe.plan.types import Unit
+from elasticmoe.runtime.memory import State
 from elasticmoe.vault.snapshot import Snapshot
 from elasticmoe.vault.vault import Vault
 
@@ -40,6 +44,20 @@ def take(crew: Crew, command: int) -> int:
     while len(steps := newest()) > 1 or max(steps) == before:
         crew.train(1)
     return steps.pop()
+
+
+def die_filling(doomed: Path, monkeypatch: pytest.MonkeyPatch, nth: int) -> Path:
+    """Have the process whose pid is in a file die between a unit's values and its stamps, the nth
+    time. For workers that are forked from here on."""
+    real, times = State.hash_of, itertools.count(1)
+
+    def hash_of(state: State, unit: Unit) -> int:
+        if doomed.exists() and int(doomed.read_text()) == os.getpid() and next(times) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(state, unit)
+
+    monkeypatch.setattr(State, "hash_of", hash_of)
+    return doomed
 
 
 @pytest.mark.parametrize("kind", ["copy", "parity"])
@@ -84,6 +102,36 @@ def test_a_death_while_units_are_copied_leaves_the_snapshot_before(
     crew.formed()
 
     assert crew.finish(first + 3, command=1)
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_a_member_that_is_killed_while_it_puts_the_snapshot_back_costs_no_further_step(
+    tmp_path: Path, crews: list[Crew], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    doomed = die_filling(tmp_path / "doomed", monkeypatch, nth=2)
+    crew = begin(tmp_path, crews, kind)
+    plan = crew.plan
+    step = take(crew, 1)
+    crew.train(2)
+    crew.kill(3)
+    copies = crew.inventory_of_copies((3,))
+    doomed.write_text(str(crew.workers[1].pid))
+    crew.go_back(3, copies, step)
+
+    assert crew.workers[1].end() == -signal.SIGKILL
+    copies = crew.inventory_of_copies((1,))
+    assert [len(units) for _, units in copies[1].whole] == [1]  # it died in the middle
+    assert copies[1].step == -1
+    crew.go_back_again(1, copies, step)
+    crew.formed()
+    state = crew.finish(step + 4, command=1)
+
+    expected = undisturbed(crew.job, plan, crew.committed, crews)
+    worst = max(
+        np.abs(state[unit] - expected[unit]).max() / max(np.abs(expected[unit]).max(), 1e-300)
+        for unit in expected
+    )
+    assert worst < 1e-8
 
 
 def test_a_copy_whose_bits_have_flipped_is_not_gone_on_with(
