@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agents_for_tests import PATIENCE_S, Controller, form, run_with_agent, two_that_train
-from processes import name_of
+from processes import name_of, parent_of
 
 from elasticmoe.cluster.agent import Agent
 
@@ -29,10 +29,9 @@ async def standing_by(log_dir: Path) -> int:
 
 def _is_ours(pid: int, log_dir: Path) -> bool:
     """Whether its warm parent writes to this test's logs."""
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     try:
-        return os.readlink(f"/proc/{parent}/fd/2").startswith(str(log_dir))
-    except FileNotFoundError:
+        return os.readlink(f"/proc/{parent_of(pid)}/fd/2").startswith(str(log_dir))
+    except OSError:  # it has ended, or is an orphan
         return False
 
 
