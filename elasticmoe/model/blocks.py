@@ -3,6 +3,7 @@
 Shapes: S = samples of this worker, P = positions, D = hidden size, V = vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,10 @@ class Embedding(nn.Module):
         return F.embedding(ids_SP, self.weight)
 
 
+def _go_on(x_SPD: Tensor) -> None:
+    return
+
+
 class Layer(nn.Module):
     """Attention, then a dense SwiGLU or a Mixture of Experts; each behind a norm, each added."""
 
@@ -52,10 +57,19 @@ class Layer(nn.Module):
             self.mlp = SwiGLU(model.hidden_size, model.dense_hidden_size)
 
     def forward(
-        self, x_SPD: Tensor, rotary: Rotary, call: LayerCall | None
+        self,
+        x_SPD: Tensor,
+        rotary: Rotary,
+        call: LayerCall | None,
+        halfway: Callable[[Tensor], None] = _go_on,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output, same shape, and the layer's share of auxiliary losses."""
+        """Return the output, same shape, and the layer's share of auxiliary losses.
+
+        Args:
+            halfway: is shown what goes from the attention to the second half.
+        """
         x_SPD = x_SPD + self.attention(self.attention_norm(x_SPD), rotary)
+        halfway(x_SPD)
         if call is None:
             return x_SPD + self.mlp(self.mlp_norm(x_SPD)), None
         out_SPD, aux = self.moe(self.mlp_norm(x_SPD), call)

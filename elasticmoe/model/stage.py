@@ -72,7 +72,8 @@ class StageModel(nn.Module):
         )
         self._trains = False
         self.on_layer: Callable[[], None] = _go_on
-        """Called before every layer, forward and backward; may raise, to leave the wave."""
+        """Called before each half of every layer, forward and backward; may raise, to leave the
+        wave."""
 
     def bind(self, block: int, weights: Tensor, gradients: Tensor | None) -> None:
         """Compute with these weights from now on and add gradients to this buffer.
@@ -180,13 +181,17 @@ class StageModel(nn.Module):
             self.on_layer()
             call = self._call(wave, name, inference=inference)
             hidden_STD, layer_aux = self._layer(name, module, hidden_STD, call)
-            if hidden_STD.requires_grad:
-                hidden_STD.register_hook(self._begin_backward)
+            self._watch_backward(hidden_STD)
             aux = aux if layer_aux is None else aux + layer_aux
         return hidden_STD, aux
 
-    def _begin_backward(self, gradient_STD: Tensor) -> None:
+    def _halfway(self, hidden_STD: Tensor) -> None:
         self.on_layer()
+        self._watch_backward(hidden_STD)
+
+    def _watch_backward(self, hidden_STD: Tensor) -> None:
+        if hidden_STD.requires_grad:
+            hidden_STD.register_hook(lambda gradient_STD: self.on_layer())
 
     def _layer(
         self, name: str, module: Layer, hidden_STD: Tensor, call: LayerCall | None
@@ -194,8 +199,9 @@ class StageModel(nn.Module):
         recomputed = self._job.model.recompute_layers
         layer = self._inventory.block_by_name[name].layer
         if not (recomputed and recomputed[0] <= layer < recomputed[1] and hidden_STD.requires_grad):
-            return module(hidden_STD, self._rotary, call)
-        return recompute(partial(_run_layer, module, self._rotary, call), hidden_STD)
+            return module(hidden_STD, self._rotary, call, self._halfway)
+        run = partial(_run_layer, module, self._rotary, call, self._halfway)
+        return recompute(run, hidden_STD)
 
     def _call(self, wave: Wave, name: str, *, inference: bool) -> LayerCall | None:
         experts = self._modules_of.get(f"{name}.experts")
@@ -262,7 +268,11 @@ def _go_on() -> None:
 
 
 def _run_layer(
-    module: Layer, rotary: object, call: LayerCall | None, x_STD: Tensor
+    module: Layer,
+    rotary: object,
+    call: LayerCall | None,
+    halfway: Callable[[Tensor], None],
+    x_STD: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    out, aux = module(x_STD, rotary, call)
+    out, aux = module(x_STD, rotary, call, halfway)
     return out, out.new_zeros(()) if aux is None else aux
