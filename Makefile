@@ -59,7 +59,7 @@ unit: setup
 soak: soak-simulator
 
 soak-simulator: setup  ## 20,000 random schedules at 4 to 64 workers, 10 at 16,384: two hours
-	$(BIN)/elasticmoe simulate --schedules 20000
+	$(BIN)/elasticmoe simulate --schedules 20000 --processes 2
 	$(BIN)/elasticmoe simulate --schedules 10 --workers 16384
 
 soak: setup  ## 200 random faults in a row: kills, stops, cut links, full disks, flipped bits...

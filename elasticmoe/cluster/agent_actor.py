@@ -19,19 +19,13 @@ from elasticmoe.cluster.line import open_line
 from elasticmoe.cluster.memory import available_bytes
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run, Seat
-from elasticmoe.cluster.sigterm import heed_sigterm
 from elasticmoe.errors import ClusterError, ElasticMoEError
-from elasticmoe.messages.codec import to_line
-from elasticmoe.messages.events import NodeLeaving
-from elasticmoe.messages.worker import NOTICE_S
 from elasticmoe.telemetry.log import get_log, start_logging
 
 log = get_log(__name__)
 
 CLAIM_TIMEOUT_S: Final = 60.0
 """An agent that no controller attached by then ends: it would hold its node's room for nobody."""
-ANNOUNCE_TRIES: Final = 20
-ANNOUNCE_WAIT_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +95,6 @@ class AgentActor:
                 loop.create_task(self._raylet.end_with_it(self._agent.close)),
                 loop.create_task(self._leave_when_over()),
             ]
-            heed_sigterm(lambda: self._tasks.append(loop.create_task(self._announce_end())))
             log.info("attached", term=term, node=self._agent.config.node)
         return Hello(self._incarnation, self._agent.facts(), self._line)
 
@@ -178,19 +171,6 @@ class AgentActor:
         if answer is None:
             raise ConnectionError("the controller does not know this agent yet")
         return answer
-
-    async def _announce_end(self) -> None:
-        """Somebody has told this process to end, and will see to it: its workers should leave."""
-        node = self._agent.config.node
-        log.warning("told_to_end", node=node, left_s=NOTICE_S)
-        line = to_line(NodeLeaving(0.0, node, NOTICE_S, "SIGTERM to its agent"))
-        for _ in range(ANNOUNCE_TRIES):
-            try:
-                await self._deliver([line])
-                return
-            except ConnectionError as error:  # its controller is being restarted
-                log.info("not_announced", reason=str(error))
-                await asyncio.sleep(ANNOUNCE_WAIT_S)
 
     async def _leave_when_over(self) -> None:
         await self._agent.over.wait()

@@ -36,7 +36,9 @@ def run(script: str, *arguments: str) -> list[str]:
         ("dispatch", ["dispatch_overhead_share", "dispatch_vs_plain"]),
         ("protocol", ["protocol_share", "protocol_share_1024"]),
         ("protocol-steps", ["protocol_share_whole_steps"]),
-        pytest.param("cold-start", ["cold_start_vs_ray_train"], marks=pytest.mark.ray),
+        pytest.param(
+            "cold-start", ["cold_start_vs_ray_train"], marks=[pytest.mark.ray, pytest.mark.soak]
+        ),
     ],
 )
 def test_each_part_of_throughput_ends_with_its_figures(part: str, figures: list[str]) -> None:
