@@ -24,9 +24,9 @@ from elasticmoe.vault.pulse import BEAT_S
 POLL_S: Final = 0.02
 """Between two looks at whoever is suspicious. Nobody is before `STOPPED_LEASE_S`, so that beside
 workers that beat 15 looks a second are enough."""
-STOPPED_LEASE_S: Final = 0.1
-"""From the newest beat. A process that is stopped and goes on within half of it (a debugger, an
-impatient thumb) costs nothing."""
+STOPPED_LEASE_S: Final = 0.15
+"""From the newest beat, which may be `BEAT_S` old when the process is stopped. One that goes on
+within 0.1 s (a debugger, an impatient thumb) costs nothing."""
 FACTOR: Final = 4.0
 SHORTEST_LEASE_S: Final = 0.25
 LONGEST_LEASE_S: Final = 2.0

@@ -70,7 +70,7 @@ def test_a_worker_that_goes_on_within_its_lease_is_not_reported(tmp_path: Path) 
 
         for _ in range(5):
             os.kill(ready["pid"], signal.SIGSTOP)
-            await asyncio.sleep(0.04)  # of the 0.1 s that a stopped one has
+            await asyncio.sleep(0.04)  # of the 0.1 s that a stopped one has at least
             while not is_stopped(ready["pid"]):
                 await asyncio.sleep(0.001)
             os.kill(ready["pid"], signal.SIGCONT)
