@@ -22,8 +22,9 @@ from typing import Final
 from elasticmoe.vault.pulse import BEAT_S
 
 POLL_S: Final = 0.02
-"""Between two looks at whoever is suspicious. Nobody is before `STOPPED_LEASE_S`, so that beside
-workers that beat 15 looks a second are enough."""
+"""Between two looks at whoever is suspicious. Beside workers that beat 15 a second are enough."""
+SUSPICIOUS_S: Final = 0.1
+"""Who was silent for less is not looked into."""
 STOPPED_LEASE_S: Final = 0.15
 """From the newest beat, which may be `BEAT_S` old when the process is stopped. One that goes on
 within 0.1 s (a debugger, an impatient thumb) costs nothing."""
@@ -126,7 +127,7 @@ class HeartbeatWatch:
         self._is_stopped, self._core_waits = is_stopped, core_waits
         self._looked_s: float | None = None
         self._heard: dict[int, Heard] = {}
-        self.pause_s = STOPPED_LEASE_S
+        self.pause_s = SUSPICIOUS_S
         """From the newest look to the next one: nobody can be overdue before."""
 
     def look(self, now_s: float, signs: Iterable[Sign]) -> list[Silence]:
@@ -155,16 +156,16 @@ class HeartbeatWatch:
                 known.reported = True
                 found.append(Silence(sign.worker, evidence))
         longest_s = max((known.silence_s for known in self._heard.values()), default=0.0)
-        self.pause_s = max(STOPPED_LEASE_S - longest_s, POLL_S)
+        self.pause_s = max(SUSPICIOUS_S - longest_s, POLL_S)
         return found
 
     def _judge(self, known: Heard, sign: Sign) -> str:
         silence_s = known.silence_s
-        if silence_s <= STOPPED_LEASE_S:
+        if silence_s <= SUSPICIOUS_S:
             return ""
-        if self._is_stopped(sign.pid):
-            return f"no heartbeat for {silence_s:.2f} s, the process is stopped"
         starved_s = known.starved_s(self._core_waits(sign.pid))
+        if silence_s > STOPPED_LEASE_S and self._is_stopped(sign.pid):
+            return f"no heartbeat for {silence_s:.2f} s, the process is stopped"
         age_s = silence_s + known.excused_s
         silence_s = age_s - max(known.excused_s, starved_s)  # the same time, twice, counts once
         lease_s = decide_lease(max(known.longest_s, known.longest_before_s), sign.phase)
