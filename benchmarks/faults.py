@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from benchmarks.recovery import (
     Size,
     await_steady,
     busy_processes,
+    open_record,
     ours,
     ray_train,
     rival,
@@ -149,15 +149,8 @@ def main() -> None:
 
 def measure(size: Size, only: Sequence[str], out: Path | None) -> dict[str, Any]:
     """Run the chosen parts one after the other; what was found, as plain data."""
-    run = time.strftime("%Y-%m-%dT%H:%M:%S")
-    found: dict[str, Any] = {"workload": size.workload.flags(), "parts": {}, "watches": {}}
+    found, keep = open_record(size, out)
     size = replace(size, workload=replace(size.workload, data=packed_text()))
-
-    def keep(kind: str, name: str, result: dict[str, Any]) -> None:
-        found[kind][name] = {"run": run, **result}
-        if out is not None:
-            out.write_text(json.dumps(found, indent=1) + "\n")
-
     for group, parts in PARTS.items():
         for name, part in parts.items():
             if group in only or name in only:

@@ -64,6 +64,7 @@ QUICK = Size(
 )
 
 Open = Callable[[Size], Side]
+Keep = Callable[[str, str, dict[str, Any]], None]
 
 
 def ours(workers: int, stages: int, *skip_rungs: str) -> Open:
@@ -140,15 +141,8 @@ def main() -> None:
 
 def measure(size: Size, only: Sequence[str], out: Path | None) -> dict[str, Any]:
     """Run the chosen parts one after the other; what was found, as plain data."""
-    run = time.strftime("%Y-%m-%dT%H:%M:%S")
-    found: dict[str, Any] = {"workload": size.workload.flags(), "parts": {}, "watches": {}}
+    found, keep = open_record(size, out)
     size = replace(size, workload=replace(size.workload, data=packed_text()))
-
-    def keep(kind: str, name: str, result: dict[str, Any]) -> None:
-        found[kind][name] = {"run": run, **result}
-        if out is not None:
-            out.write_text(json.dumps(found, indent=1) + "\n")
-
     for group, parts in PARTS.items():
         for name, start in parts.items():
             if group in only or name in only:
@@ -159,6 +153,19 @@ def measure(size: Size, only: Sequence[str], out: Path | None) -> dict[str, Any]
         if "ours-2-replace" in found["parts"]:
             keep("watches", "ours-2-replace", watch(PARTS["ours"]["ours-2-replace"], size))
     return found
+
+
+def open_record(size: Size, out: Path | None) -> tuple[dict[str, Any], Keep]:
+    """What a run finds, as plain data, and how to add to it; `out` is written anew each time."""
+    run = time.strftime("%Y-%m-%dT%H:%M:%S")
+    found: dict[str, Any] = {"workload": size.workload.flags(), "parts": {}, "watches": {}}
+
+    def keep(kind: str, name: str, result: dict[str, Any]) -> None:
+        found[kind][name] = {"run": run, **result}
+        if out is not None:
+            out.write_text(json.dumps(found, indent=1) + "\n")
+
+    return found, keep
 
 
 def strike_all(start: Open, size: Size, fault: Fault = KILL) -> dict[str, Any]:
@@ -224,9 +231,7 @@ def busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def _watch_torchft(
-    size: Size, found: dict[str, Any], keep: Callable[[str, str, dict[str, Any]], None]
-) -> None:
+def _watch_torchft(size: Size, found: dict[str, Any], keep: Keep) -> None:
     """Watch the fastest heartbeat; the next one if it raises a false alarm, and so on."""
     while (name := best_heartbeat(found)) is not None and name not in found["watches"]:
         keep("watches", name, watch(PARTS["torchft"][name], size))

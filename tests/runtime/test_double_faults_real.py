@@ -59,6 +59,15 @@ def whole_units(vault: Vault, step: int) -> set[int]:
     return set(np.flatnonzero(vault.steps_U() == step))
 
 
+def trained_pair(directory: Path, crews: list[Crew]) -> Crew:
+    """Two workers that have committed three steps."""
+    job = make_job(directory, "fp32")
+    crew = Crew(job, plan_for(job, 2))
+    crews.append(crew)
+    crew.train(3)
+    return crew
+
+
 def assert_as_if_undisturbed(crew: Crew, crews: list[Crew]) -> None:
     state = crew.finish(crew.committed + 3)
     expected = undisturbed(crew.job, crew.plan, crew.committed, crews)
@@ -68,10 +77,7 @@ def assert_as_if_undisturbed(crew: Crew, crews: list[Crew]) -> None:
 def test_a_second_death_after_some_have_rolled_forward_keeps_the_step(
     tmp_path: Path, crews: list[Crew], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(tmp_path, "fp32")
-    crew = Crew(job, plan_for(job, 2))
-    crews.append(crew)
-    crew.train(3)
+    crew = trained_pair(tmp_path, crews)
     survivors, victims = stop_all_prepared(crew)
     step = survivors.prepared
     crew.kill(1)
@@ -100,10 +106,7 @@ def test_a_second_death_after_some_have_rolled_forward_keeps_the_step(
 def test_a_replacement_that_dies_while_it_copies_is_replaced_by_one_that_copies_the_rest(
     tmp_path: Path, crews: list[Crew], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(tmp_path, "fp32")
-    crew = Crew(job, plan_for(job, 2))
-    crews.append(crew)
-    crew.train(3)
+    crew = trained_pair(tmp_path, crews)
     crew.kill(1)
 
     def fill_one(state: State, *arguments: Any) -> None:
@@ -129,10 +132,7 @@ def test_a_replacement_that_dies_while_it_copies_is_replaced_by_one_that_copies_
 def test_both_homes_of_all_units_die_with_their_nodes_alive(
     tmp_path: Path, crews: list[Crew]
 ) -> None:
-    job = make_job(tmp_path, "fp32")
-    crew = Crew(job, plan_for(job, 2))
-    crews.append(crew)
-    crew.train(3)
+    crew = trained_pair(tmp_path, crews)
     assert all(sorted(homes) == [0, 1] for homes in crew.plan.homes)
     crew.kill(0, 1)  # asserts that both have ended
 
