@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -21,10 +22,7 @@ def run_worker_child(sock: socket.socket, arguments: dict[str, Any]) -> None:
         arguments: `entry` (`module:function`), `job` (JSON text), `worker`, `log_dir`, `pulse`
             (file of the heartbeat page; empty: nobody watches).
     """
-    module, _, name = arguments["entry"].partition(":")
-    entry = getattr(importlib.import_module(module), name)
-    job = JobSpec.model_validate_json(arguments["job"])
-    entry(sock, job, arguments["worker"], arguments["log_dir"], arguments["pulse"])
+    _run_entry(sock, JobSpec.model_validate_json(arguments["job"]), arguments)
 
 
 def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
@@ -37,7 +35,10 @@ def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
     """
     from elasticmoe.cluster.warm_parent import write_output_to
 
-    JobSpec.model_validate_json(arguments["job"])  # the pages that this needs are copied now
+    job = JobSpec.model_validate_json(arguments["job"])
+    module = _module_of(arguments)
+    if hasattr(module, "get_ready"):
+        module.get_ready(job)
     line = b""
     while not line.endswith(b"\n"):  # nothing follows it before the worker has spoken
         received = sock.recv(1 << 16)
@@ -48,7 +49,7 @@ def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
     write_output_to(order["log"])
     os.environ.update(order["environment"])
     Path("/proc/self/comm").write_text(f"worker-{order['arguments']['worker']}")
-    run_worker_child(sock, {**arguments, **order["arguments"]})
+    _run_entry(sock, job, {**arguments, **order["arguments"]})
 
 
 def prepare_for_job(arguments: dict[str, Any]) -> None:
@@ -57,9 +58,18 @@ def prepare_for_job(arguments: dict[str, Any]) -> None:
     Args:
         arguments: `entry` and `job`, as for `run_worker_child`.
     """
-    module = importlib.import_module(arguments["entry"].partition(":")[0])
+    module = _module_of(arguments)
     if hasattr(module, "prepare"):
         module.prepare(JobSpec.model_validate_json(arguments["job"]))
+
+
+def _run_entry(sock: socket.socket, job: JobSpec, arguments: dict[str, Any]) -> None:
+    entry = getattr(_module_of(arguments), arguments["entry"].partition(":")[2])
+    entry(sock, job, arguments["worker"], arguments["log_dir"], arguments["pulse"])
+
+
+def _module_of(arguments: dict[str, Any]) -> ModuleType:
+    return importlib.import_module(arguments["entry"].partition(":")[0])
 
 
 def serve_store(sock: socket.socket, arguments: dict[str, Any]) -> None:

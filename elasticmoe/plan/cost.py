@@ -25,7 +25,7 @@ class Traffic:
     forwards_M: IntArray
     """Reduced gradients, from primary homes to the others."""
     weights_M: IntArray
-    """From primary homes to holders."""
+    """From primary homes to holders that are no home of the unit."""
     tokens_M: IntArray
     """Dispatch and combine, forward and backward, under even expert load."""
     hidden_M: IntArray
@@ -85,7 +85,7 @@ def plan_traffic(job: JobSpec, inventory: Inventory, plan: Plan) -> Traffic:
     num_members = len(plan.members)
     holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
     primary_U = np.array([homes[0] for homes in plan.homes], dtype=np.int64)
-    num_homes_U = home_matrix(plan.homes, num_members).sum(axis=1)
+    homes_UM = home_matrix(plan.homes, num_members)
     numel_U = unit_sizes(inventory)
 
     def by_primary(elements_U: IntArray) -> IntArray:
@@ -96,8 +96,8 @@ def plan_traffic(job: JobSpec, inventory: Inventory, plan: Plan) -> Traffic:
     master, compute = master_bytes(job), compute_bytes(job)
     return Traffic(
         gradients_M=master * (held_M - by_primary(numel_U)),
-        forwards_M=master * by_primary(numel_U * (num_homes_U - 1)),
-        weights_M=compute * by_primary(numel_U * (holders_UM.sum(axis=1) - 1)),
+        forwards_M=master * by_primary(numel_U * (homes_UM.sum(axis=1) - 1)),
+        weights_M=compute * by_primary(numel_U * (holders_UM & ~homes_UM).sum(axis=1)),
         tokens_M=_token_bytes(job, inventory, plan),
         hidden_M=_hidden_bytes(job, plan),
     )

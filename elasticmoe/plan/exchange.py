@@ -11,28 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from elasticmoe.plan.holders import (
-    BoolArray,
-    IntArray,
-    holder_matrix,
-    home_matrix,
-    unit_sizes,
-)
+from elasticmoe.plan.holders import BoolArray, IntArray, holder_matrix, home_matrix
 from elasticmoe.plan.types import Inventory, Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitRoutes:
-    """One member's side of one exchange; all tuples have an entry per member of the gang."""
+    """One member's side of one exchange; both tuples have an entry per member of the gang."""
 
     send: tuple[IntArray, ...]
     """Units for each member, ascending."""
     receive: tuple[IntArray, ...]
     """Units from each member, ascending."""
-    send_numel: tuple[int, ...]
-    """Elements for each member."""
-    receive_numel: tuple[int, ...]
-    """Elements from each member."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +34,8 @@ class ExchangeTables:
     forwards: UnitRoutes
     """Reduced gradients from the primary home to the other homes."""
     weights: UnitRoutes
-    """Updated compute weights from the primary home to the holders."""
+    """Updated compute weights from the primary home to the holders; a holder that is a home itself,
+    primary or not, has them from itself."""
 
 
 def plan_exchange(plan: Plan, inventory: Inventory, member: int) -> ExchangeTables:
@@ -58,24 +49,24 @@ def plan_exchange(plan: Plan, inventory: Inventory, member: int) -> ExchangeTabl
     primary_U = np.array([homes[0] for homes in plan.homes], dtype=np.int64)
     primary_UM = np.zeros_like(holders_UM)
     primary_UM[np.arange(len(primary_U)), primary_U] = True
-    mirror_UM = home_matrix(plan.homes, num_members) & ~primary_UM
-    numel_U = unit_sizes(inventory)
+    homes_UM = home_matrix(plan.homes, num_members)
+    weights = _side(primary_UM, holders_UM & ~homes_UM, member)
+    own = np.flatnonzero(holders_UM[:, member] & homes_UM[:, member])
     return ExchangeTables(
-        gradients=_side(holders_UM, primary_UM, numel_U, member),
-        forwards=_side(primary_UM, mirror_UM, numel_U, member),
-        weights=_side(primary_UM, holders_UM, numel_U, member),
+        gradients=_side(holders_UM, primary_UM, member),
+        forwards=_side(primary_UM, homes_UM & ~primary_UM, member),
+        weights=UnitRoutes(
+            send=_with_own(weights.send, member, own),
+            receive=_with_own(weights.receive, member, own),
+        ),
     )
 
 
-def _side(from_UM: BoolArray, to_UM: BoolArray, numel_U: IntArray, member: int) -> UnitRoutes:
+def _side(from_UM: BoolArray, to_UM: BoolArray, member: int) -> UnitRoutes:
     """Units go from every member marked in `from_UM` to every member marked in `to_UM`."""
-    send = _by_peer(from_UM[:, member], to_UM)
-    receive = _by_peer(to_UM[:, member], from_UM)
     return UnitRoutes(
-        send=send,
-        receive=receive,
-        send_numel=tuple(int(numel_U[units].sum()) for units in send),
-        receive_numel=tuple(int(numel_U[units].sum()) for units in receive),
+        send=_by_peer(from_UM[:, member], to_UM),
+        receive=_by_peer(to_UM[:, member], from_UM),
     )
 
 
@@ -83,3 +74,7 @@ def _by_peer(mine_U: BoolArray, theirs_UM: BoolArray) -> tuple[IntArray, ...]:
     mine = np.flatnonzero(mine_U)
     shared_MU = theirs_UM[mine].T
     return tuple(mine[shared_U] for shared_U in shared_MU)
+
+
+def _with_own(units: tuple[IntArray, ...], member: int, own: IntArray) -> tuple[IntArray, ...]:
+    return (*units[:member], own, *units[member + 1 :])

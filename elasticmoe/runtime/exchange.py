@@ -2,7 +2,7 @@
 
     reduce    gradients         holders -> primary homes, summed in member order
     forward   reduced gradients primary homes -> the other homes
-    publish   new weights       primary homes -> holders
+    publish   new weights       primary homes -> holders that are no home
 
 Who sends which unit to whom comes from `plan.exchange`; here it becomes contiguous copies.
 What a member sends to itself never touches the network.
@@ -89,17 +89,19 @@ class StateExchange:
             copy_spans(route.incoming, homes.state.prepared, spans)
 
     def publish(self) -> None:
-        """Send the primary homes' weights to all holders, where the stage computes with them."""
-        route, own = self._publish, self._world.rank
+        """Send the primary homes' weights to the holders that are no home, where the stage computes
+        with them."""
+        route = self._publish
         copy_spans(self._homes.state.master, route.outgoing, route.pack)
-        pending = self._world.start_all_to_all(
-            route.incoming, route.outgoing, route.received, route.sent
-        )
-        copy_spans(self._homes.state.master, self._weights.flat, route.unpack[own])
-        pending.wait()
+        self._world.all_to_all(route.incoming, route.outgoing, route.received, route.sent)
         for rank, spans in enumerate(route.unpack):
-            if rank != own:
+            if rank != self._world.rank:
                 copy_spans(route.incoming, self._weights.flat, spans)
+
+    def take_own(self) -> None:
+        """Bring the weights that this member is home of itself to where its stage computes."""
+        own = self._publish.unpack[self._world.rank]
+        copy_spans(self._homes.state.master, self._weights.flat, own)
 
     def _route(
         self, routes: UnitRoutes, source: Place, target: Place, sends: Tensor, receives: Tensor

@@ -141,10 +141,6 @@ class Gang:
 
         return read
 
-    def publish(self) -> None:
-        """Send the primary homes' weights to their holders."""
-        self.state.publish()
-
     def rehome(self, plan: Plan) -> None:
         """Follow a plan that differs in its homes only, from the next step on.
 
@@ -250,7 +246,8 @@ def form_gang(
         seconds=clock.seconds,
     )
     clock.mark("tables")
-    gang.publish()
+    gang.state.publish()
+    gang.state.take_own()
     clock.mark("weights")
     return gang
 

@@ -131,13 +131,15 @@ def apply(gang: Gang, result: StepResult) -> float:
     if not result.changes_weights:
         restamp(homes.state, homes.units, gang.progress.step)
         gang.progress.save(homes.vault)
-        gang.publish()  # if it was a flipped bit in compute weights, this heals it
+        gang.state.publish()  # if it was a flipped bit in compute weights, this heals it
+        gang.state.take_own()
         return rate
     update = Update(gang.progress.step, gang.progress.updates, rate)
     bad = apply_update(homes.state, homes.primary, job.optimizer, update, alone=homes.alone)
     gang.progress.save(homes.vault)
-    gang.publish()  # if this fails, the other homes stay prepared, and are rolled forward later
+    gang.state.publish()  # if this fails, the other homes stay prepared, and roll forward later
     bad += apply_update(homes.state, homes.mirrors, job.optimizer, update)
+    gang.state.take_own()
     refuse_corrupted(bad)
     return rate
 

@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
 from elasticmoe.checkpoint.read import Checkpoint, open_checkpoint_at
-from elasticmoe.checkpoint.store import open_store
+from elasticmoe.checkpoint.store import Store, open_store
 from elasticmoe.errors import ElasticMoEError, GangBrokenError
 from elasticmoe.messages.worker import (
     CheckpointFailed,
@@ -66,6 +67,39 @@ def prepare(job: JobSpec) -> None:
     inventory = build_inventory(job.model, job.data.seq_len)
     check_gate_and_bias(job.model.moe, job.balance, torch.device("cpu"))
     prepare_modules(job, inventory)
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a worker of a job needs in its own process, whatever its number."""
+
+    inventory: Inventory
+    reader: SampleReader
+    store: Store
+
+    @classmethod
+    def of(cls, job: JobSpec) -> "Equipment":
+        """Gather it.
+
+        Raises:
+            ElasticMoEError: data or storage cannot be used.
+        """
+        return cls(
+            build_inventory(job.model, job.data.seq_len),
+            SampleReader(job.data, job.model.vocab_size, job.sample_tokens),
+            open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints"),
+        )
+
+
+_gathered: list[Equipment] = []
+"""By a process that stands by for its job."""
+
+
+def get_ready(job: JobSpec) -> None:
+    """Do, in a process that stands by, what does not depend on which worker it will be."""
+    torch.set_num_threads(job.workers.threads)
+    with suppress(ElasticMoEError):  # the worker will meet it, and can report it
+        _gathered.append(Equipment.of(job))
 
 
 def run_worker(
@@ -129,16 +163,17 @@ class Service:
         check_gate_and_bias(job.model.moe, job.balance, self._device)
         # Not before the accelerator is awake: that may lock the interpreter for seconds.
         self._pulse = start_beating(pulse) if pulse else None
-        self._inventory: Inventory = build_inventory(job.model, job.data.seq_len)
-        self._reader = SampleReader(job.data, job.model.vocab_size, job.sample_tokens)
-        store = open_store(job.storage.checkpoints or f"{job.storage.dir}/checkpoints")
-        self._writer = CheckpointWriter(store, lambda done: mailbox.send(_as_report(worker, done)))
+        self._equipment = _gathered.pop() if _gathered else Equipment.of(job)
+        self._writer = CheckpointWriter(self._equipment.store, self._report_part)
         self._workplace: Workplace | None = None
         self._vault_path = ""
         self._parking = threading.Lock()
         self._parked = 0
         """Newest generation that this worker has said it has left."""
         mailbox.on_peer_died = self._park_early
+
+    def _report_part(self, written: Written) -> None:
+        self._mailbox.send(_as_report(self._worker, written))
 
     def run(self) -> None:
         """Join every generation that the agent names."""
@@ -188,7 +223,9 @@ class Service:
         workplace = self._workplace
         if workplace is None or form.vault not in ("", self._vault_path):
             vault = self._open(form.vault) if form.vault else None
-            workplace = Workplace(self._job, self._inventory, self._device, vault, self._pulse)
+            workplace = Workplace(
+                self._job, self._equipment.inventory, self._device, vault, self._pulse
+            )
             self._workplace, self._vault_path = workplace, form.vault
         start: Checkpoint | Recall | None = None
         if form.memory is not None:
@@ -201,20 +238,20 @@ class Service:
             Seat(Plan.from_json(form.plan), form.member, rendezvous),
             over=current.over,
             start=start,
-            reader=self._reader,
+            reader=self._equipment.reader,
             on_groups=lambda groups: setattr(current, "breaker", groups.break_now),
         )
 
     def _open(self, path: str) -> Vault:
         fd = os.open(path, os.O_RDWR)
         try:
-            return Vault(fd, layout_of(self._job, self._inventory))
+            return Vault(fd, layout_of(self._job, self._equipment.inventory))
         finally:
             os.close(fd)
 
     def _adopt(self, path: str) -> State:
         precision = self._job.model.precision
-        return State(self._inventory, self._open(path), precision, torch.device("cpu"))
+        return State(self._equipment.inventory, self._open(path), precision, torch.device("cpu"))
 
     def _copies(self) -> Copies | None:
         if self._workplace is None:

@@ -100,7 +100,12 @@ def test_counted_traffic_equals_the_exchange_tables(
             (traffic.forwards_M, tables.forwards),
             (traffic.weights_M, tables.weights),
         ):
-            away = sum(numel for peer, numel in enumerate(routes.send_numel) if peer != member)
+            away = sum(
+                inventory.units[unit].numel
+                for peer, units in enumerate(routes.send)
+                for unit in units
+                if peer != member
+            )
             assert sent_M[member] == 4 * away
     assert (traffic.tokens_M.sum() == 0) == (holding == "all")
 
