@@ -11,10 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from elasticmoe.cluster.agent_config import AgentConfig
 from elasticmoe.cluster.clerks import Clerks
 from elasticmoe.cluster.forking import WarmParentLink, WarmParentListener, spawn_warm_parent
 from elasticmoe.cluster.outbox import Deliver, Outbox
@@ -34,30 +34,6 @@ log = get_log(__name__)
 
 DRAIN_TIMEOUT_S: Final = 0.2
 """A dead worker's last words are in the socket already; a grandchild may keep it open, though."""
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
-    """What an agent is told when it is placed."""
-
-    node: str
-    domain: str
-    host: str
-    """Address at which other nodes reach this one."""
-    capacity: int
-    job: str
-    """The job's spec as JSON."""
-    log_dir: str
-    entry: str = "elasticmoe.runtime.worker:run_worker"
-    """The training process; tests put a fake here."""
-    warm_parent: str | None = None
-    """Name of one that is already warming up for this agent; none: start one."""
-    devices: tuple[str, ...] = ()
-    """Accelerators granted on this node, one per worker; none on CPU."""
-    memory_bytes: int = 0
-    """Memory that the job may use here."""
-    patience_s: float = 30.0
-    """Without a word from a controller for this long, the agent ends itself."""
 
 
 class Agent:
@@ -306,6 +282,10 @@ class Agent:
             self._starter.begin(birth, number, pulse, log_file, device)
         except ClusterError as error:
             await self._bury(worker, str(error))
+            return
+        if birth.stood_by:  # it runs and waits: nobody needs to hear that from itself
+            worker.ready = True
+            await self._outbox.put_when_free(to_line(WorkerReady(number, birth.pid)))
 
     def _free_device(self) -> str | None:
         taken = {worker.device for worker in self._workers.values()}
@@ -319,6 +299,8 @@ class Agent:
             while (line := await reader.readline()).endswith(b"\n"):  # not cut off by its death
                 report = json.loads(line)
                 if report["kind"] == "WorkerReady":
+                    if worker.ready:
+                        continue
                     worker.ready = True
                 elif report["kind"] == "GangFormed":
                     self._starter.prepare_later()

@@ -13,7 +13,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from elasticmoe.cluster.agent import Agent, AgentConfig
+from elasticmoe.cluster.agent import Agent
+from elasticmoe.cluster.agent_config import AgentConfig
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.line import open_line
 from elasticmoe.cluster.memory import available_bytes

@@ -39,12 +39,9 @@ def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
     module = _module_of(arguments)
     if hasattr(module, "get_ready"):
         module.get_ready(job)
-    line = b""
-    while not line.endswith(b"\n"):  # nothing follows it before the worker has spoken
-        received = sock.recv(1 << 16)
-        if not received:
-            return  # the agent is gone
-        line += received
+    line = _read_line(sock)
+    if not line:
+        return  # the agent is gone
     order = json.loads(line)
     write_output_to(order["log"])
     os.environ.update(order["environment"])
@@ -61,6 +58,17 @@ def prepare_for_job(arguments: dict[str, Any]) -> None:
     module = _module_of(arguments)
     if hasattr(module, "prepare"):
         module.prepare(JobSpec.model_validate_json(arguments["job"]))
+
+
+def _read_line(sock: socket.socket) -> bytes:
+    """One line, and nothing of what follows it; empty at the end of the stream."""
+    line = b""
+    while not line.endswith(b"\n"):
+        there = sock.recv(1 << 16, socket.MSG_PEEK)
+        if not there:
+            return b""
+        line += sock.recv(there.find(b"\n") + 1 or len(there))
+    return line
 
 
 def _run_entry(sock: socket.socket, job: JobSpec, arguments: dict[str, Any]) -> None:

@@ -31,6 +31,11 @@ class Birth:
     """To be handed to a process that is forked now; none: it stands by already."""
     pid: int = 0
 
+    @property
+    def stood_by(self) -> bool:
+        """Whether its process was there before it was needed."""
+        return self.theirs is None
+
 
 class Starter:
     """Keeps one process standing by on this node."""
@@ -75,7 +80,8 @@ class Starter:
         """
         arguments = {"worker": number, "log_dir": os.path.dirname(log), "pulse": pulse}
         environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
-        if birth.theirs is not None:
+        if not birth.stood_by:
+            assert birth.theirs is not None
             arguments = {**self._what, **arguments}
             request = ForkRequest(birth.child, "worker", arguments, log, environment)
             self._fork(request, birth.theirs)

@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs_for_tests import tiny_job
 
-from elasticmoe.cluster.agent import Agent, AgentConfig
+from elasticmoe.cluster.agent import Agent
+from elasticmoe.cluster.agent_config import AgentConfig
 from elasticmoe.messages.codec import to_line
 from elasticmoe.messages.worker import FormGang, FromMemory
 

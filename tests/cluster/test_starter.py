@@ -68,15 +68,17 @@ def test_a_process_that_stood_by_and_died_is_no_loss(tmp_path: Path) -> None:
 
         await agent.start_workers((3,))
 
-        def answers() -> list[str]:
+        def answers() -> set[tuple[str, bool]]:
             kinds = ("WorkerReady", "WorkerDied")
             said = [message for _, message in controller.heard if message["kind"] in kinds]
-            return [message["kind"] for message in said if message["worker"] == 3]
+            return {(m["kind"], m.get("pid") == standby) for m in said if m["worker"] == 3}
 
-        while not answers():
+        while not answers() & {("WorkerReady", False), ("WorkerDied", False)}:
             await asyncio.sleep(0.005)
-        if answers() == ["WorkerDied"]:  # it was asked before its death was known
+        if ("WorkerDied", False) in answers():  # it was asked before its death was known
             await agent.start_workers((4,))
-            await controller.wait_for("WorkerReady", 3)
+            while controller.heard[-1][1].get("worker") != 4:
+                await asyncio.sleep(0.005)
+            assert controller.heard[-1][1]["kind"] == "WorkerReady"
 
     run_with_agent(tmp_path, scenario)

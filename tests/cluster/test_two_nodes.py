@@ -15,8 +15,8 @@ from ray.cluster_utils import Cluster
 from ray.exceptions import ActorDiedError
 
 from elasticmoe.client import JobClient
-from elasticmoe.cluster.agent import AgentConfig
 from elasticmoe.cluster.agent_actor import AgentActor, place_agent
+from elasticmoe.cluster.agent_config import AgentConfig
 from elasticmoe.cluster.forking import same_modules
 from elasticmoe.cluster.jobs import submit, with_absolute_paths
 from elasticmoe.cluster.run import DOMAIN_LABEL, NAMESPACE, RayNode, Run, Seat
