@@ -104,11 +104,22 @@ class MultiTokenPrediction(nn.Module):
         self.norm = RMSNorm(model.hidden_size, model.norm_eps)
 
     def forward(
-        self, embedded_SPD: Tensor, hidden_SPD: Tensor, rotary: Rotary, call: LayerCall
+        self,
+        embedded_SPD: Tensor,
+        hidden_SPD: Tensor,
+        rotary: Rotary,
+        call: LayerCall,
+        halfway: Callable[[Tensor], None] = _go_on,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the normalised output and the layer's share of auxiliary losses."""
+        """Return the normalised output and the layer's share of auxiliary losses.
+
+        Args:
+            halfway: is shown what goes into the layer, and from its attention to its second half.
+        """
         both = torch.cat((self.enorm(embedded_SPD), self.hnorm(hidden_SPD)), dim=-1)
-        out_SPD, aux = self.layer(self.eh_proj(both), rotary, call)
+        x_SPD = self.eh_proj(both)
+        halfway(x_SPD)
+        out_SPD, aux = self.layer(x_SPD, rotary, call, halfway)
         return self.norm(out_SPD), aux
 
 

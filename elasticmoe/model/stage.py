@@ -113,18 +113,19 @@ class StageModel(nn.Module):
             return StageOutput(hidden_STD, aux, aux_loss=float(aux.detach()))
         seq_len, depth = self._job.data.seq_len, self._job.model.mtp_depth
         normed_STD = self._head.norm(hidden_STD)
+        self._pass(normed_STD)
         lm_sum = self._cross_entropy(normed_STD, ids_ST[:, 1 : 1 + seq_len])
         loss = lm_sum / wave.step_tokens
         mtp_sums: list[Tensor] = []
         for k in range(depth):
-            self.on_layer()
             name = f"mtp.{k}"
             module = self._modules_of[name]
             assert isinstance(module, MTP)
             embedded = self._embedding(ids_ST[:, 1 + k : 1 + k + seq_len])
             call = self._call(wave, name, inference=False)
             assert call is not None
-            normed_STD, layer_aux = module(embedded, normed_STD, self._rotary, call)
+            normed_STD, layer_aux = module(embedded, normed_STD, self._rotary, call, self._pass)
+            self._pass(normed_STD)
             aux = aux if layer_aux is None else aux + layer_aux
             mtp_sums.append(self._cross_entropy(normed_STD, ids_ST[:, 2 + k : 2 + k + seq_len]))
             loss = loss + self._job.model.mtp_loss_weight / depth * mtp_sums[-1] / wave.step_tokens
@@ -185,7 +186,8 @@ class StageModel(nn.Module):
             aux = aux if layer_aux is None else aux + layer_aux
         return hidden_STD, aux
 
-    def _halfway(self, hidden_STD: Tensor) -> None:
+    def _pass(self, hidden_STD: Tensor) -> None:
+        """Check on the way forward, and when its gradient is there."""
         self.on_layer()
         self._watch_backward(hidden_STD)
 
@@ -199,8 +201,8 @@ class StageModel(nn.Module):
         recomputed = self._job.model.recompute_layers
         layer = self._inventory.block_by_name[name].layer
         if not (recomputed and recomputed[0] <= layer < recomputed[1] and hidden_STD.requires_grad):
-            return module(hidden_STD, self._rotary, call, self._halfway)
-        run = partial(_run_layer, module, self._rotary, call, self._halfway)
+            return module(hidden_STD, self._rotary, call, self._pass)
+        run = partial(_run_layer, module, self._rotary, call, self._pass)
         return recompute(run, hidden_STD)
 
     def _call(self, wave: Wave, name: str, *, inference: bool) -> LayerCall | None:
