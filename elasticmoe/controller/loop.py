@@ -142,10 +142,11 @@ class Controller:
         wanted = self._next_number
         while self._durable < wanted:
             if self._syncing is None:
-                self._syncing = asyncio.ensure_future(self._sync(self._next_number))
+                self._syncing = asyncio.ensure_future(self._sync())
             await asyncio.shield(self._syncing)
 
-    async def _sync(self, number: int) -> None:
+    async def _sync(self) -> None:
+        number = self._next_number  # `run` had its turn: what it decided goes with its event
         try:
             await asyncio.to_thread(self._journal.sync)
             self._durable = number

@@ -190,6 +190,25 @@ def test_one_sync_serves_all_events_that_come_while_it_runs() -> None:
     assert len(journal.records) == 42
 
 
+def test_a_decision_is_synced_together_with_its_event() -> None:
+    async def decide_once() -> None:
+        agent = StillAgent(ListJournal())
+        controller = await agent.begin()
+        running = asyncio.ensure_future(controller.run())
+        await asyncio.sleep(0.05)  # it waits for events
+        before = agent.journal.syncs
+
+        await agent.post(NodeUp(0, "a", "a", "host", 2, 1))
+        while not any(isinstance(command, StartWorkers) for command in agent.commands):
+            await asyncio.sleep(0.001)
+
+        assert isinstance(agent.journal.records[-1].body, Decided)
+        assert agent.journal.syncs - before == 1
+        running.cancel()
+
+    asyncio.run(decide_once())
+
+
 def test_steps_are_folded_into_few_records() -> None:
     agent = Agent(ListJournal())
     agent.step_s = 0.01
