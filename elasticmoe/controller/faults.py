@@ -197,7 +197,7 @@ def _decide_waiting(state: JobState) -> Fence | LookAgain | None:
 
 def _park_patience_s(state: JobState) -> float:
     if any(casualty.kind == "stalled" for casualty in state.casualties):
-        return max((STALLED_PATIENCE_S, *state.pace.intervals))
+        return max(STALLED_PATIENCE_S, max(state.pace.intervals, default=0.0) / 2)
     if len(state.formed) < len(state.members):  # it loads state, or forms groups
         return PARK_PATIENCE_S
     return state.pace.patience_s(PARK_PATIENCE_S)

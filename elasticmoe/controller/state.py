@@ -26,7 +26,8 @@ PARK_PATIENCE_S: Final = 5.0
 measured, and while a generation forms. Else `Pace.patience_s`."""
 STALLED_PATIENCE_S: Final = 0.1
 """At least, after a stall: by then everyone healthy waits in a collective, and breaking that takes
-2 to 22 ms; or is slow, and needs as long as the slowest measured step."""
+2 to 22 ms; or is slow, and between two looks at whether its generation is over (twice a layer, and
+around every collective) no worker needs half of the slowest measured step."""
 REAP_PATIENCE_S: Final = 60.0
 """From a kill to the report of the death by an agent that lives. Without what the dead leave, steps
 would be given up; the kernel takes long on a machine that is out of breath."""
