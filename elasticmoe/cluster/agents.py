@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import ray
@@ -32,13 +33,14 @@ log = get_log(__name__)
 LOOK_INTERVAL_S: Final = 0.5
 """How often Ray is asked for its nodes while workers are missing."""
 IDLE_LOOK_INTERVAL_S: Final = 2.0
-"""The same while none are: for notices, which come tens of seconds ahead."""
+"""The same while none are: for notices, which come tens of seconds ahead. A Ray of our own has
+one node, that nobody drains: it is not asked again before a worker may be missing."""
 NO_DEADLINE_S: Final = 30.0
 """Whoever drains a node without saying until when waits about so long before it goes."""
-LEASE_TICKS: Final = 16
+LEASE_TICKS: Final = 8
 """An agent that was silent at so many ticks in a row is lost. Ticks, not seconds: if this process
 itself was held up, the agents' reports wait in its queue."""
-TICK_S: Final = 0.25
+TICK_S: Final = 0.5
 ATTACH_TIMEOUT_S: Final = 30.0
 """From the order to an agent's first answer; Ray starts a process for it."""
 
@@ -151,10 +153,9 @@ class Agents:
                 log.warning("not_looked", reason=reason_of(error))
             await asyncio.sleep(LOOK_INTERVAL_S)
             if self._is_full():
+                pause_s = None if self.run.ours else IDLE_LOOK_INTERVAL_S - LOOK_INTERVAL_S
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._room.wait(), IDLE_LOOK_INTERVAL_S - LOOK_INTERVAL_S
-                    )
+                    await asyncio.wait_for(self._room.wait(), pause_s)
 
     async def _keep_counting(self) -> None:
         while True:
@@ -286,7 +287,8 @@ class Agents:
     async def _watch(self, agent: Agent) -> None:
         """Learn of an agent's end: from Ray, or from its own line where Ray takes long."""
         ray_says = asyncio.ensure_future(_until_ended(agent.handle))
-        line_says = asyncio.ensure_future(until_gone(*agent.line))
+        heard = partial(self.heard, agent.seat.name, agent.incarnation)
+        line_says = asyncio.ensure_future(until_gone(*agent.line, heard))
         try:
             await asyncio.wait({ray_says, line_says}, return_when=asyncio.FIRST_COMPLETED)
             evidence = ray_says.result() if ray_says.done() else "its agent's process is gone"

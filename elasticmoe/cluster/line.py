@@ -1,14 +1,18 @@
 """A connection that is only held: its end tells at once that whoever was at the other end is gone.
 
 Ray tells so too, but where a raylet dies together with its actors it waits a second for the head
-to say why (measured: 1.0 to 1.4 s).
+to say why (measured: 1.0 to 1.4 s). As long as it is held a byte comes now and then: a sign of life
+for a fifth of what a call through Ray takes.
 """
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from typing import Final
 
+SIGN_S: Final = 1.0
+"""Between two signs of life."""
 RETRY_S: Final = 0.25
 """Between two tries to reach a host that does not answer, or hangs up on everybody at once."""
 
@@ -21,8 +25,10 @@ async def open_line(host: str) -> tuple[str, int]:
     """
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        giving = asyncio.ensure_future(_give_signs(writer))
         with suppress(OSError):
             await reader.read()
+        giving.cancel()
         writer.close()
 
     server = await asyncio.start_server(hold, host, 0)
@@ -30,12 +36,15 @@ async def open_line(host: str) -> tuple[str, int]:
     return host, port
 
 
-async def until_gone(host: str, port: int) -> None:
+async def until_gone(host: str, port: int, heard: Callable[[], object]) -> None:
     """Hold a line; return when the process at its other end is gone.
 
     A line that breaks proves nothing, a network may have dropped it: the process is gone if its
     host then refuses another one, because nobody listens there any more. A host that does not
     answer says nothing, nor does one that never let a line be held; other signs must do.
+
+    Args:
+        heard: called upon each sign of life.
     """
     was_held = False
     while True:
@@ -49,8 +58,14 @@ async def until_gone(host: str, port: int) -> None:
             await asyncio.sleep(RETRY_S)
             continue
         was_held, began_s = True, time.monotonic()
-        with suppress(OSError):
-            await reader.read()
-        writer.close()
+        with closing(writer), suppress(OSError):
+            while await reader.read(4096):
+                heard()
         if time.monotonic() - began_s < RETRY_S:
             await asyncio.sleep(RETRY_S)
+
+
+async def _give_signs(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"\n")
+        await asyncio.sleep(SIGN_S)

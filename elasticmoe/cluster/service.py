@@ -4,10 +4,12 @@ import hmac
 import ipaddress
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Final
@@ -51,13 +53,16 @@ class Service:
         self._server = ThreadingHTTPServer((host, 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://{host}:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        # Without an interval it sleeps until somebody connects, or the socket is shut down.
+        serve = partial(self._server.serve_forever, poll_interval=None)
+        threading.Thread(target=serve, name="http", daemon=True).start()
 
     def wait_for_followers(self, timeout_s: float) -> None:
         """Give whoever follows the events time to read their end, then take no more requests."""
         deadline_s = time.monotonic() + timeout_s
         while self._followers and time.monotonic() < deadline_s:
             time.sleep(0.01)
+        self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
         self._server.server_close()
 

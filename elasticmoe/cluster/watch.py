@@ -1,14 +1,15 @@
 """Tells a worker whose heart has stopped from one that is merely slow. Pure: time is an argument.
 
-A worker's heartbeat thread beats every `BEAT_S`. It stops when the process is stopped, or hangs
-with its interpreter locked; the end of a process is seen by other means, and sooner.
+A worker's heartbeat thread beats every `BEAT_S`, at the same moments as all others. It stops when
+the process is stopped, or hangs with its interpreter locked; the end of a process is seen by other
+means, and sooner.
 
 A process that *is stopped* (the kernel says so) has `STOPPED_LEASE_S`. One that merely does not
 beat has a lease derived from its own past: a beat may come `FACTOR` times as late as the latest
 one seen before. For where the numbers come from: on two cores beats came late by 26 ms at most
 beside nothing else and by 30 ms beside two busy processes, and a lease of 100 to 150 ms gave no
 false alarm. So a beat four times as late is an event of its own, and on such a machine the
-derived lease would be 170 ms; it never goes below `SHORTEST_LEASE_S` because there is no proof:
+derived lease would be 220 ms; it never goes below `SHORTEST_LEASE_S` because there is no proof:
 a garbage collection, or parsing some megabytes of JSON, locks the interpreter for 100 ms once
 and for all. On a machine that has ten times more to do than cores, heartbeats come late by two
 seconds: time in which a thread of the worker waited for a core does not count as silence. A
@@ -22,14 +23,17 @@ from typing import Final
 from elasticmoe.vault.pulse import BEAT_S
 
 POLL_S: Final = 0.02
-"""Between two looks at whoever is suspicious. Beside workers that beat 15 a second are enough."""
-SUSPICIOUS_S: Final = 0.1
-"""Who was silent for less is not looked into."""
-STOPPED_LEASE_S: Final = 0.15
+"""Between two looks at whoever is suspicious. Beside workers that beat five a second are enough."""
+STOPPED_LEASE_S: Final = 2 * BEAT_S
 """From the newest beat, which may be `BEAT_S` old when the process is stopped. One that goes on
-within 0.1 s (a debugger, an impatient thumb) costs nothing."""
+within 0.1 s (a debugger, an impatient thumb) costs nothing. Who was silent for less is not looked
+into."""
+BEHIND_S: Final = 0.01
+"""A look comes so much later than a lease of `STOPPED_LEASE_S` could end: behind the beats of that
+moment, as these come late by a few milliseconds and a look excuses what it is late itself."""
 FACTOR: Final = 4.0
-SHORTEST_LEASE_S: Final = 0.25
+SHORTEST_LEASE_S: Final = 0.35
+"""It leaves what follows the first doubt 0.15 s: only there is it seen who waits for a core."""
 LONGEST_LEASE_S: Final = 2.0
 """Whatever was seen before; and while a worker forms a generation: it loads libraries and
 initialises an accelerator with the interpreter locked, and nothing was measured yet."""
@@ -127,7 +131,7 @@ class HeartbeatWatch:
         self._is_stopped, self._core_waits = is_stopped, core_waits
         self._looked_s: float | None = None
         self._heard: dict[int, Heard] = {}
-        self.pause_s = SUSPICIOUS_S
+        self.pause_s = STOPPED_LEASE_S
         """From the newest look to the next one: nobody can be overdue before."""
 
     def look(self, now_s: float, signs: Iterable[Sign]) -> list[Silence]:
@@ -156,15 +160,15 @@ class HeartbeatWatch:
                 known.reported = True
                 found.append(Silence(sign.worker, evidence))
         longest_s = max((known.silence_s for known in self._heard.values()), default=0.0)
-        self.pause_s = max(SUSPICIOUS_S - longest_s, POLL_S)
+        self.pause_s = max(STOPPED_LEASE_S + BEHIND_S - longest_s, POLL_S)
         return found
 
     def _judge(self, known: Heard, sign: Sign) -> str:
         silence_s = known.silence_s
-        if silence_s <= SUSPICIOUS_S:
+        if silence_s <= STOPPED_LEASE_S:
             return ""
         starved_s = known.starved_s(self._core_waits(sign.pid))
-        if silence_s > STOPPED_LEASE_S and self._is_stopped(sign.pid):
+        if self._is_stopped(sign.pid):
             return f"no heartbeat for {silence_s:.2f} s, the process is stopped"
         age_s = silence_s + known.excused_s
         silence_s = age_s - max(known.excused_s, starved_s)  # the same time, twice, counts once

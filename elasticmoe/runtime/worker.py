@@ -53,7 +53,7 @@ from elasticmoe.runtime.step import (
 from elasticmoe.runtime.workplace import Workplace, layout_of, prepare_modules
 from elasticmoe.spec.job import JobSpec
 from elasticmoe.vault.contents import read_copies
-from elasticmoe.vault.pulse import BEAT_S, Pulse
+from elasticmoe.vault.pulse import Pulse
 from elasticmoe.vault.snapshot import read_snapshots
 from elasticmoe.vault.vault import Vault
 
@@ -153,9 +153,7 @@ def start_beating(path: str) -> Pulse:
 
     def beat() -> None:
         name_thread("pulse")
-        while True:
-            pulse.beat()
-            time.sleep(BEAT_S)
+        pulse.beat_for_ever()
 
     threading.Thread(target=beat, daemon=True, name="pulse").start()
     return pulse

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from elasticmoe.cluster.line import until_gone
+from elasticmoe.cluster.line import SIGN_S, open_line, until_gone
 
 LISTENER = """
 import asyncio
@@ -29,7 +29,7 @@ def test_the_end_of_the_process_at_the_other_end_is_told_at_once() -> None:
         )
         assert process.stdout is not None
         port = int(await process.stdout.readline())
-        gone = asyncio.ensure_future(until_gone("127.0.0.1", port))
+        gone = asyncio.ensure_future(until_gone("127.0.0.1", port, list))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(gone), 0.2)
 
@@ -48,7 +48,7 @@ def test_a_line_that_breaks_with_the_process_alive_is_taken_up_again() -> None:
             lambda reader, writer: held.put_nowait(writer), "127.0.0.1", 0
         )
         port = server.sockets[0].getsockname()[1]
-        gone = asyncio.ensure_future(until_gone("127.0.0.1", port))
+        gone = asyncio.ensure_future(until_gone("127.0.0.1", port, list))
 
         (await asyncio.wait_for(held.get(), SOON_S)).close()
 
@@ -65,8 +65,26 @@ def test_a_line_that_could_never_be_held_says_nothing() -> None:
     async def scenario() -> None:
         with socket.socket() as nobody:  # bound, so that nobody else has it; it does not listen
             nobody.bind(("127.0.0.1", 0))
-            gone = asyncio.ensure_future(until_gone(*nobody.getsockname()))
+            gone = asyncio.ensure_future(until_gone(*nobody.getsockname(), list))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(gone, 0.3)
+
+    asyncio.run(scenario())
+
+
+def test_a_line_that_is_held_gives_signs_of_life_and_is_closed_when_nobody_wants_it() -> None:
+    async def scenario() -> None:
+        signs: asyncio.Queue[float] = asyncio.Queue()
+        clock = asyncio.get_running_loop().time
+        host, port = await open_line("127.0.0.1")
+        gone = asyncio.ensure_future(until_gone(host, port, lambda: signs.put_nowait(clock())))
+
+        first_s, *_, last_s = [await asyncio.wait_for(signs.get(), SOON_S) for _ in range(3)]
+        assert SIGN_S < last_s - first_s < 2 * SIGN_S + SOON_S
+
+        gone.cancel()
+        async with asyncio.timeout(SOON_S):
+            while len(asyncio.all_tasks()) > 1:  # the server's end of the line notices
+                await asyncio.sleep(0.01)
 
     asyncio.run(scenario())

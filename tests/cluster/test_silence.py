@@ -30,7 +30,7 @@ def test_a_stopped_worker_is_reported_the_others_are_told_and_it_can_be_killed(
         assert is_stopped(pids[2])
         assert silent["worker"] == 2
         assert "the process is stopped" in silent["evidence"]
-        assert silent_s - stopped_s > 0.08
+        assert silent_s - stopped_s > 0.1
         ((_, parked),) = await controller.wait_for("WorkerParked")
         assert parked["worker"] == 1
         assert "WorkerDied" not in controller.kinds()
@@ -54,7 +54,7 @@ def test_a_worker_that_runs_but_does_not_beat_is_reported_later(tmp_path: Path) 
         ((silent_s, silent),) = await controller.wait_for("WorkerSilent")
         assert silent["worker"] == 1
         assert "its lease was" in silent["evidence"]
-        assert silent_s - muted_s > 0.2
+        assert silent_s - muted_s > 0.3
         parked = [message for _, message in await controller.wait_for("WorkerParked", 2)]
         assert sorted(message["worker"] for message in parked) == [1, 2]
 

@@ -171,3 +171,28 @@ def test_a_pulse_shows_that_its_worker_lives_and_what_it_does() -> None:
     assert (watcher.phase, watcher.step, watcher.collective) == ("vote", 12, 2)
     worker.restart_count()
     assert watcher.collective == 0
+
+
+def test_beats_come_at_the_same_moments_in_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, beats = 1000.037, []
+
+    class Stopped(Exception):
+        pass
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds + 0.004  # woken late
+        if len(beats) == 5:
+            raise Stopped
+
+    fd = create_pulse("test")
+    pulse = Pulse(fd)
+    os.close(fd)
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(pulse, "beat", lambda: beats.append(now_s))
+
+    with pytest.raises(Stopped):
+        pulse.beat_for_ever()
+
+    assert beats == pytest.approx([1000.037, 1000.104, 1000.204, 1000.304, 1000.404])
