@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from elasticmoe.cluster.feed import Feed
 
+SELDOM_S: Final = 3600.0
 KEEP_ALIVE_S: Final = 5.0
 """A silent event stream gets an empty line this often, so that a lost one is noticed."""
 
@@ -53,8 +54,8 @@ class Service:
         self._server = ThreadingHTTPServer((host, 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://{host}:{self._server.server_address[1]}"
-        # Without an interval it sleeps until somebody connects, or the socket is shut down.
-        serve = partial(self._server.serve_forever, poll_interval=None)
+        # It wakes when somebody connects, and when its socket is shut down: it need not look.
+        serve = partial(self._server.serve_forever, poll_interval=SELDOM_S)
         threading.Thread(target=serve, name="http", daemon=True).start()
 
     def wait_for_followers(self, timeout_s: float) -> None:
