@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from elasticmoe.cli import main
 from elasticmoe.cluster.journal_file import read_journal
 from elasticmoe.controller.history import check_history
 
 STEPS = 60
+LAST_DONE = re.compile(r"  (worker \d+): (.+); holds ")
 JOB = f"""
 version = 1
 name = "tiny"
@@ -64,7 +66,9 @@ def _elasticmoe(directory: Path, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_run_whose_worker_is_killed_as_invited_still_takes_every_step(tmp_path: Path) -> None:
+def test_a_run_whose_worker_is_killed_as_invited_still_takes_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "job.toml").write_text(JOB)
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 2000)
     assert _elasticmoe(tmp_path, "data", "pack", "text.txt", "--out", "data").wait(60) == 0
@@ -86,6 +90,7 @@ def test_a_run_whose_worker_is_killed_as_invited_still_takes_every_step(tmp_path
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["outcome"], summary["faults"]) == (STEPS, "done", 1)
     assert check_history(read_journal(tmp_path / "run" / "journal")) == []
+    _assert_flight_is_told(tmp_path, capsys)
 
 
 @pytest.mark.ray
@@ -116,6 +121,25 @@ def test_train_after_its_terminal_was_killed_watches_the_running_job_again(tmp_p
     assert check_history(records) == []
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["outcome"], summary["faults"]) == ("stopped", 0)
+
+
+def _assert_flight_is_told(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`story` knows the one recovery, and what every worker did last before it."""
+    run, traces = directory / "run", directory / "traces"
+    with pytest.raises(SystemExit) as left:
+        main(["story", str(run), "--recoveries", "--traces", str(traces)])
+    assert left.value.code in (0, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"recovery 1: replace, \d+\.\d{3} s", lines[0])
+    last_done = dict(found.groups() for line in lines if (found := LAST_DONE.match(line)))
+    assert sorted(last_done) == ["worker 0", "worker 1"]
+    assert all(re.fullmatch(r"[a-z]+, collective [1-9]\d*", done) for done in last_done.values())
+    assert any("killed by signal 9" in line for line in lines)
+    assert lines[-1] == f"1 traces written to {traces}"
+    trace = json.loads((traces / "recovery-0001.json").read_text())
+    assert trace["otherData"]["last_done"] == last_done
+    names = {event["name"] for event in trace["traceEvents"] if event["ph"] == "X"}
+    assert {"notice", "form", "first step"} <= names
 
 
 def _read_until(lines: Iterator[str], text: str) -> str:

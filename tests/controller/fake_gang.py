@@ -38,6 +38,7 @@ class Vault:
     voted: int = 0
     units: dict[int, int] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)
+    phase: str = ""
     collective: int = 0
     snapshots: list[SnapshotCopies] = field(default_factory=list)
 
@@ -54,6 +55,7 @@ class Vault:
             voted=self.voted,
             whole=tuple((step, tuple(whole[step])) for step in sorted(whole)),
             torn=tuple(sorted(self.torn)),
+            phase=self.phase,
             collective=self.collective,
             snapshots=tuple(self.snapshots),
         )
@@ -263,8 +265,8 @@ class Gang:
         return slow_s
 
     def _prepare(self, worker: int, step: int) -> None:
-        self.world.vaults[worker].prepared = step
-        self.world.vaults[worker].collective = step
+        vault = self.world.vaults[worker]
+        vault.prepared, vault.phase, vault.collective = step, "vote", step
         self.world.reached("prepared", step, worker)
         vaults = [self._vault(member) for member in self.members]
         if all((one.generation, one.prepared) == (self.generation, step) for one in vaults):
@@ -273,7 +275,7 @@ class Gang:
 
     def _vote(self, worker: int, step: int) -> None:
         vault = self.world.vaults[worker]
-        vault.voted = step
+        vault.voted, vault.phase = step, "apply"
         self.world.reached("voted", step, worker)
         self.world.later(0.004, lambda: self._apply(worker, step, 0.5))
         self.world.later(0.008, lambda: self._apply(worker, step, 1))
