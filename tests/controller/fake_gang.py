@@ -99,6 +99,9 @@ class Vault:
 class Gang:
     """A generation as the workers see it."""
 
+    snapshot_cost_s = 0.0
+    """What the first member says that a snapshot took; 0: nothing."""
+
     def __init__(self, world: "World", command: FormGeneration) -> None:
         self.world, self.command = world, command
         self.generation = command.generation
@@ -114,6 +117,7 @@ class Gang:
         self.actions: list[tuple[int, str, Plan | None]] = []
         self.agreed: list[tuple[int, str, Plan | None]] = []
         self.instructed = command.first_command - 1
+        self.snapshot_s = 0.0
         self.found: dict[int, str] = {}
         """Worker -> what it found wrong with its memory."""
 
@@ -298,7 +302,10 @@ class Gang:
     def _report_step(self, step: int) -> None:
         self.instructed = max([self.instructed, *(number for number, _, _ in self.agreed)])
         samples = ((step - 1) * SAMPLES, step * SAMPLES)
-        done = StepDone(self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed)
+        done = StepDone(
+            self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed, self.snapshot_s
+        )
+        self.snapshot_s = 0.0
         self.world.report(self.world.report_s, self.members[0], done)
 
     def _committed(self, step: int) -> None:
@@ -328,6 +335,7 @@ class Gang:
         self.plan = plan
 
     def _keep_snapshot(self, step: int) -> None:
+        self.snapshot_s = self.snapshot_cost_s
         whole: dict[int, set[int]] = {}
         parities: dict[int, list[tuple[int, ...]]] = {}
         for unit, homes in enumerate(self.plan.homes):
