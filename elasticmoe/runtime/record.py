@@ -117,7 +117,9 @@ class StepRecord:
                     _add(counts_LE[row], sums_LX[row], load)
         samples = np.array([wave.samples for wave in waves], dtype=np.float64)
         parts = [np.array(head), mtp, samples, sums_LX, counts_LE]
-        return torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts])).to(self._device)
+        return torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts])).to(
+            self._device
+        )
 
     def read(self, gathered: Tensor) -> StepResult:
         """Add up all records, [W, ...], the same way on every member."""
