@@ -7,6 +7,8 @@ TORCH_ARGS ?=
 JOB ?= examples/quickstart.toml
 # For example: make train ARGS=--fresh
 ARGS ?=
+# A folder with bamboo/ and oobleck/, the published traces; without it the tests on them are skipped.
+export ELASTICMOE_TRACES ?=
 
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.elasticmoe-setup

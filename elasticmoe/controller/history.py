@@ -113,7 +113,12 @@ class History:
     def commit(self, progress: Progress) -> None:
         """Steps were committed. Those of an older generation came too late to count."""
         count = progress.last_step - progress.first_step + 1
-        if progress.end_sample - progress.first_sample != count * self._step_samples:
+        if progress.end_sample == progress.first_sample:
+            self._complain(
+                f"step {progress.first_step} left samples out or used some twice, behind sample "
+                f"{progress.first_sample}"
+            )
+        elif progress.end_sample - progress.first_sample != count * self._step_samples:
             self._complain(
                 f"steps {progress.first_step} to {progress.last_step} used samples "
                 f"{progress.first_sample} to {progress.end_sample - 1}, "
@@ -140,11 +145,13 @@ class History:
             self._complain(f"ends at step {self.last_step} of {self._num_steps}")
 
     def _append(self, stretch: Stretch) -> None:
-        if self.stretches and stretch.first_sample != self.stretches[-1].end_sample:
-            self._complain(
-                f"step {stretch.first_step} begins with sample {stretch.first_sample}; the step "
-                f"before ended with sample {self.stretches[-1].end_sample - 1}"
-            )
+        begins = f"step {stretch.first_step} begins with sample {stretch.first_sample}"
+        if self.stretches:
+            due = self.stretches[-1].end_sample
+            if stretch.first_sample != due:
+                self._complain(f"{begins}; the step before ended with sample {due - 1}")
+        elif stretch.first_sample != (stretch.first_step - 1) * self._step_samples:
+            self._complain(f"{begins}; no step was before it")
         self.stretches.append(stretch)
 
     def _skip_to(self, step: int) -> None:

@@ -166,7 +166,8 @@ class StepDone:
     metrics: dict[str, Any]
     """`StepMetrics` as plain data: mtp loss, gradient norm, learning rate, per-layer balance..."""
     samples: tuple[int, int]
-    """First sample number of the step and the one behind its last."""
+    """What the members' readers read: number of the first sample, and of the one behind the last;
+    equal if some were left out or read twice."""
     instructed: int
     """Number of the newest command that took effect."""
     snapshot_s: float = 0.0

@@ -87,6 +87,9 @@ class Wave:
     [wave, L, E] int64; `global_batch` balance reads rows up to this wave."""
     loads: dict[int, LayerLoad] = field(default_factory=dict)
     """By experts block; written by the layers (again, with equal values, on recomputation)."""
+    samples: tuple[int, int] = (0, 0)
+    """What this worker's token ids were: number of the first sample that was read, and of the one
+    behind the last; written by whoever reads them."""
 
 
 @dataclass(frozen=True, slots=True)

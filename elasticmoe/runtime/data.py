@@ -50,6 +50,8 @@ class SampleReader:
                 )
         self._windows = np.array(windows, dtype=np.int64)
         self._interleave = plan_interleave(tuple(source.weight for source in data.sources))
+        self.newest = (0, 0)
+        """What `read` read last: number of the first sample, and of the one behind the last."""
 
     @property
     def num_samples(self) -> int:
@@ -81,6 +83,7 @@ class SampleReader:
         for row, source, window in zip(samples_NT, sources_N, windows_N, strict=True):
             self._streams[source].copy_to(row, int(window) * self._data.seq_len)
         self._check_vocabulary(samples_NT, sources_N, windows_N)
+        self.newest = (start, stop)
         return samples_NT
 
     def _locate(self, numbers_N: IntArray) -> tuple[IntArray, IntArray]:

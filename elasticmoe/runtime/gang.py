@@ -39,6 +39,11 @@ class Samples(Protocol):
         """Samples numbered [start, stop) as [samples, tokens]; a pure function of the numbers."""
         ...
 
+    @property
+    def newest(self) -> tuple[int, int]:
+        """What was read last: number of the first sample, and of the one behind the last."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -137,6 +142,7 @@ class Gang:
             wave = waves[index]
             start = first + index * wave.wave_samples + wave.first_sample
             ids = self.reader.read(start, start + wave.num_samples)
+            wave.samples = self.reader.newest  # not what was asked for: it is to be proven
             return torch.from_numpy(ids).to(self.device)
 
         return read
@@ -158,7 +164,7 @@ class Gang:
         move_units(moves, member, (memory,), world, step)
         self.homes, self.is_tidy = homes, False
         self.state = StateExchange(self.inventory, plan, member, self.weights, homes, world)
-        self.record = StepRecord(self.job, self.inventory, plan.digest, self.device)
+        self.record = StepRecord(self.job, self.inventory, plan, self.device)
         self.seat = replace(self.seat, plan=plan)
         self.__dict__.pop("snapshot_groups", None)  # of the plan before
 
@@ -240,7 +246,7 @@ def form_gang(
             dtype=COMPUTE_DTYPE[precision],
             device=device,
         ),
-        record=StepRecord(job, inventory, plan.digest, device),
+        record=StepRecord(job, inventory, plan, device),
         reader=reader,
         progress=progress,
         seconds=clock.seconds,

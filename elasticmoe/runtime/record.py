@@ -1,6 +1,6 @@
 """The small fixed record that every member adds to a step, and what the sum of them says.
 
-Shapes: L = MoE layers, E = routed experts per layer, W = members.
+Shapes: L = MoE layers, E = routed experts per layer, W = members, V = waves.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elasticmoe.model.wave import LayerLoad, StageOutput, Wave
-from elasticmoe.plan.types import Inventory
+from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.spec.job import JobSpec
 
 _HEAD: Final = 5  # squared norm, next-token loss, auxiliary loss, newest command, plan digest
@@ -61,6 +61,9 @@ class StepResult:
     """Tokens of the global batch that chose each expert."""
     sums_LX: NDArray[np.float64]
     """Per layer, summed over tokens: dropped assignments, entropy, confidence."""
+    samples: tuple[int, int]
+    """Number of the first sample that was read, and of the one behind the last; equal where not
+    every stage read each of them exactly once."""
     is_spike: bool = False
     """Whether the loss is beyond the bound that the job set."""
 
@@ -74,14 +77,16 @@ class StepRecord:
     """Packs this member's part of a step and reads everybody's."""
 
     def __init__(
-        self, job: JobSpec, inventory: Inventory, digest: int, device: torch.device
+        self, job: JobSpec, inventory: Inventory, plan: Plan, device: torch.device
     ) -> None:
         self._blocks = [block.index for block in inventory.moe_blocks]
         self._num_experts = job.model.moe.num_experts
         self._depth = job.model.mtp_depth
-        self._digest = digest % _EXACT
+        self._digest = plan.digest % _EXACT
+        self._stages = [list(stage.members) for stage in plan.stages]
         self._clip_norm = job.optimizer.clip_norm
         self._tokens = job.batch.global_samples * job.data.seq_len
+        self._num_waves = plan.num_waves
         self._device = device
 
     def pack(
@@ -110,8 +115,11 @@ class StepRecord:
                 load = wave.loads.get(block)
                 if load is not None:
                     _add(counts_LE[row], sums_LX[row], load)
-        parts = [np.array(head), mtp, sums_LX.reshape(-1), counts_LE.reshape(-1)]
-        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+        samples = np.array([wave.samples for wave in waves], dtype=np.float64)
+        parts = [np.array(head), mtp, samples, sums_LX, counts_LE]
+        return torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts])).to(
+            self._device
+        )
 
     def read(self, gathered: Tensor) -> StepResult:
         """Add up all records, [W, ...], the same way on every member."""
@@ -120,7 +128,9 @@ class StepRecord:
         total = records.sum(0)
         norm = sqrt(total[0]) if total[0] >= 0 else float("nan")
         mtp = total[_HEAD : _HEAD + self._depth] / self._tokens
-        rest = total[_HEAD + self._depth :]
+        first = _HEAD + self._depth
+        rest = total[first + 2 * self._num_waves :]
+        samples_WV2 = records[:, first : first + 2 * self._num_waves].astype(np.int64)
         num_layers = len(self._blocks)
         clip = 1.0
         if self._clip_norm is not None and norm > self._clip_norm:
@@ -134,7 +144,14 @@ class StepRecord:
             command=int(records[:, 3].min()),
             sums_LX=rest[: num_layers * _LAYER].reshape(num_layers, _LAYER),
             counts_LE=rest[num_layers * _LAYER :].reshape(num_layers, -1).astype(np.int64),
+            samples=self._samples(samples_WV2.reshape(len(records), -1, 2)),
         )
+
+    def _samples(self, samples_WV2: NDArray[np.int64]) -> tuple[int, int]:
+        """What all stages read, if every one read the same, each sample once."""
+        found = {_joined(samples_WV2[members].reshape(-1, 2)) for members in self._stages}
+        first = int(samples_WV2.min())
+        return found.pop() if len(found) == 1 else (first, first)
 
 
 def layer_metrics(
@@ -175,3 +192,13 @@ def _percent_of_even(counts_E: NDArray[np.int64]) -> tuple[int, ...]:
 def _add(counts_E: NDArray[np.float64], sums_X: NDArray[np.float64], load: LayerLoad) -> None:
     counts_E += load.counts_E.cpu().numpy()
     sums_X += np.array([load.dropped, load.entropy, load.confidence])
+
+
+def _joined(ranges_R2: NDArray[np.int64]) -> tuple[int, int]:
+    """Ranges [first, end) as one; empty if they overlap or leave a gap."""
+    ranges_R2 = ranges_R2[ranges_R2[:, 0] < ranges_R2[:, 1]]
+    if not len(ranges_R2):
+        return 0, 0
+    first_R, end_R = ranges_R2[np.argsort(ranges_R2[:, 0])].T
+    follow = (first_R[1:] == end_R[:-1]).all()
+    return int(first_R[0]), int(end_R[-1] if follow else first_R[0])

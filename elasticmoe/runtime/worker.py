@@ -306,15 +306,13 @@ class Service:
 
 
 def _step_report(gang: Gang, generation: int, done: CommittedStep, settled: int) -> StepDone:
-    samples = gang.job.batch.global_samples
-    step = gang.progress.step
     return StepDone(
         generation=generation,
-        step=step,
+        step=gang.progress.step,
         seconds=sum(done.seconds.values()),
         loss=done.result.loss,
         metrics=step_metrics(gang, done),
-        samples=((step - 1) * samples, step * samples),
+        samples=done.result.samples,
         instructed=settled,
     )
 

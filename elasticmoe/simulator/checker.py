@@ -5,23 +5,17 @@ The brain's own state is not believed: it is what could be wrong.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from elasticmoe.controller.copies import find_sources, has_progress, settle_step
-from elasticmoe.controller.decisions import Break, Form, Recover
+from elasticmoe.controller.decisions import Break, Form, Recover, Train
 from elasticmoe.controller.record import Decided, Progress, Record
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
-from elasticmoe.simulator.faults import Fired
+from elasticmoe.simulator.answers import Answers
 from elasticmoe.simulator.gang import Gang
 from elasticmoe.simulator.snapshots import is_whole
 from elasticmoe.simulator.world import World
-
-ANSWER_S: Final = 1.0
-"""From a fault's evidence to the brain's first decision, of the time with a controller."""
-AT_ONCE: Final = ("crash", "fail", "cut")
-"""Faults whose evidence is there within milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +24,6 @@ class Problem:
 
     at_s: float
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Due:
-    until_s: float
-    """Of the time in which there was a controller."""
-    fired: Fired
 
 
 class Checker:
@@ -61,9 +48,7 @@ class Checker:
         """Version that must never be lost on this timeline."""
         self._kept_timeline = 0
         self._reported_step = 0
-        self._due: list[_Due] = []
-        self._broken = 0
-        """Newest generation whose end was decided."""
+        self.answers = Answers(self.noticed)
         self._snapshots: set[int] = set()
         """Versions of which a snapshot was begun."""
 
@@ -114,6 +99,8 @@ class Checker:
         """All members have applied a step."""
         if gang.generation < self._newest:
             return
+        assert self.world is not None, "a world is watched"
+        self.answers.stepped(self.world, gang)
         for told in self.on_commit:
             told(gang.step)
 
@@ -178,7 +165,8 @@ class Checker:
 
     def advanced(self, before: JobState, event: Event, after: JobState) -> None:
         """The brain took in an event."""
-        self._check_answers()
+        assert self.world is not None, "a world is watched"
+        self.answers.check(self.world)
         if isinstance(event, Reported):
             self._check_stale(before, event, after)
             if isinstance(event.report, StepDone):
@@ -186,6 +174,7 @@ class Checker:
                 if current and after.committed_step < before.committed_step:
                     self.noticed(f"step {event.report.step} took the committed step back")
                 if current:
+                    self._check_samples(event.report)
                     self._reported_step = max(self._reported_step, event.report.step)
 
     def replayed(self, state: JobState) -> None:
@@ -212,13 +201,37 @@ class Checker:
                 if form.timeline > known:
                     self._reported_step = min(self._reported_step, form.step)
                 self._timeline_of[form.generation] = form.timeline
-                self._answered(form.generation - 1)
+                self.answers.answered(form.generation - 1)
             case Break() as broken:
-                self._answered(broken.generation)
+                self.answers.answered(broken.generation)
+            case Train():
+                self._check_exposure()
             case Recover(rung="snapshot" | "checkpoint", redo_steps=redo) as recover if redo:
                 self._check_need(recover)
             case _:
                 pass
+
+    def _check_samples(self, report: StepDone) -> None:
+        """Steps follow each other and each has its own samples: so each is used exactly once."""
+        assert self.world is not None, "a world is watched"
+        size = self.world.job.batch.global_samples
+        first, end = report.samples
+        if first != (report.step - 1) * size or end != report.step * size:
+            self.noticed(f"step {report.step} used samples {first} to {end - 1}")
+
+    def _check_exposure(self) -> None:
+        """A gang that trains has all homes there can be, or the state says that it has not."""
+        world = self.world
+        assert world is not None, "a world is watched"
+        gang = world.gang
+        assert gang is not None, "somebody trains"
+        homes = min(world.job.protection.redundancy, len(gang.workers))
+        short = sum(len(chosen) < homes for chosen in gang.plan.homes)
+        if short and world.keeper.state.exposed_since_s is None:
+            self.noticed(
+                f"generation {gang.generation} trains, {short} units lack a home, "
+                "and the state does not say so"
+            )
 
     def _check_need(self, recover: Recover) -> None:
         """Steps are given up: was there no way to keep them, or more of them?"""
@@ -281,32 +294,3 @@ class Checker:
         )
         if not same:
             self.noticed(f"a message of generation {generation} had an effect: {event}")
-
-    # -- faults are answered
-
-    def expect(self, fired: Fired) -> None:
-        """A fault has hit a gang: the brain must decide something about it."""
-        assert self.world is not None, "a world is watched"
-        if fired.kind in AT_ONCE and fired.generation > self._broken:
-            up_s = self.world.now_s - self.world.downtime_s
-            self._due.append(_Due(up_s + ANSWER_S + self.world.costs.controller_restart_s, fired))
-
-    def _answered(self, generation: int) -> None:
-        self._broken = max(self._broken, generation)
-        self._due = [due for due in self._due if due.fired.generation > generation]
-
-    def _check_answers(self) -> None:
-        world = self.world
-        assert world is not None, "a world is watched"
-        if not self._due:
-            return
-        state = world.keeper.state
-        if state.is_final or (world.gang is not None and world.gang.ended):
-            self._due = []
-            return
-        up_s = world.now_s - world.downtime_s
-        late = [due for due in self._due if due.until_s < up_s]
-        if late and not any(node.cut for node in world.nodes.values()):
-            fired = late[0].fired
-            self.noticed(f"{fired.kind} of {fired.whom} at {fired.at_s:.3f} s was never answered")
-            self._due = [due for due in self._due if due.until_s >= up_s]

@@ -93,7 +93,7 @@ def simulate(
 
     def on_fired(one: Fired) -> None:
         fired.append(one)
-        checker.expect(one)
+        checker.answers.expect(world, one)
         ledger.fired(one)
 
     injector = Injector(world, on_fired)

@@ -38,6 +38,7 @@ class Vault:
     voted: int = 0
     units: dict[int, int] = field(default_factory=dict)
     torn: set[int] = field(default_factory=set)
+    phase: str = ""
     collective: int = 0
     snapshots: list[SnapshotCopies] = field(default_factory=list)
 
@@ -54,6 +55,7 @@ class Vault:
             voted=self.voted,
             whole=tuple((step, tuple(whole[step])) for step in sorted(whole)),
             torn=tuple(sorted(self.torn)),
+            phase=self.phase,
             collective=self.collective,
             snapshots=tuple(self.snapshots),
         )
@@ -97,6 +99,9 @@ class Vault:
 class Gang:
     """A generation as the workers see it."""
 
+    snapshot_cost_s = 0.0
+    """What the first member says that a snapshot took; 0: nothing."""
+
     def __init__(self, world: "World", command: FormGeneration) -> None:
         self.world, self.command = world, command
         self.generation = command.generation
@@ -112,6 +117,7 @@ class Gang:
         self.actions: list[tuple[int, str, Plan | None]] = []
         self.agreed: list[tuple[int, str, Plan | None]] = []
         self.instructed = command.first_command - 1
+        self.snapshot_s = 0.0
         self.found: dict[int, str] = {}
         """Worker -> what it found wrong with its memory."""
 
@@ -263,8 +269,8 @@ class Gang:
         return slow_s
 
     def _prepare(self, worker: int, step: int) -> None:
-        self.world.vaults[worker].prepared = step
-        self.world.vaults[worker].collective = step
+        vault = self.world.vaults[worker]
+        vault.prepared, vault.phase, vault.collective = step, "vote", step
         self.world.reached("prepared", step, worker)
         vaults = [self._vault(member) for member in self.members]
         if all((one.generation, one.prepared) == (self.generation, step) for one in vaults):
@@ -273,7 +279,7 @@ class Gang:
 
     def _vote(self, worker: int, step: int) -> None:
         vault = self.world.vaults[worker]
-        vault.voted = step
+        vault.voted, vault.phase = step, "apply"
         self.world.reached("voted", step, worker)
         self.world.later(0.004, lambda: self._apply(worker, step, 0.5))
         self.world.later(0.008, lambda: self._apply(worker, step, 1))
@@ -296,7 +302,10 @@ class Gang:
     def _report_step(self, step: int) -> None:
         self.instructed = max([self.instructed, *(number for number, _, _ in self.agreed)])
         samples = ((step - 1) * SAMPLES, step * SAMPLES)
-        done = StepDone(self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed)
+        done = StepDone(
+            self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed, self.snapshot_s
+        )
+        self.snapshot_s = 0.0
         self.world.report(self.world.report_s, self.members[0], done)
 
     def _committed(self, step: int) -> None:
@@ -326,6 +335,7 @@ class Gang:
         self.plan = plan
 
     def _keep_snapshot(self, step: int) -> None:
+        self.snapshot_s = self.snapshot_cost_s
         whole: dict[int, set[int]] = {}
         parities: dict[int, list[tuple[int, ...]]] = {}
         for unit, homes in enumerate(self.plan.homes):

@@ -23,6 +23,12 @@ def test_a_flight_holds_evidence_inventory_decisions_and_time_per_phase() -> Non
     assert any("killed by signal 9" in text for text in flight.evidence)
     assert sum("parked" in text for text in flight.evidence) >= 3
     assert set(flight.copies) >= {0, 1, 2, 3}
+    assert flight.last_done == {  # worker 2 died before the vote, with two who had not prepared
+        0: "vote, collective 13",
+        1: "apply, collective 12",
+        2: "vote, collective 13",
+        3: "apply, collective 12",
+    }
     kinds = [kind for _, kind, _ in flight.decisions]
     assert kinds[0] == "Break"
     assert kinds[-1] == "Train"
@@ -75,4 +81,7 @@ def test_a_flight_becomes_trace_events_and_lines() -> None:
     named = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["ph"] == "M"}
     assert {named[event["tid"]] for event in slices} == {span.lane for span in flight.spans}
     assert trace["otherData"]["rung"] == "replace"
+    assert trace["otherData"]["last_done"]["worker 2"] == "vote, collective 13"
     assert any("Recover:" in line for line in lines)
+    held = "3 units at step 12, prepared for 13"
+    assert f"  worker 2: vote, collective 13; holds {held}" in lines

@@ -4,6 +4,7 @@ import itertools
 from math import sqrt
 
 import pytest
+from fake_gang import Gang
 from fake_job import small_job
 from fake_world import World, assert_sound, decisions
 from survival import last_sentence, rungs
@@ -164,6 +165,56 @@ def test_the_interval_is_youngs_with_the_rate_of_losses_that_no_home_survives() 
 
     assert rate == pytest.approx(4 / (1000 * hour), rel=1e-4)
     assert interval_s(state) == pytest.approx(min(sqrt(2 * 1.0 / rate), 3600.0))
+
+
+def test_with_two_homes_the_interval_follows_the_measured_cost_the_losses_and_the_exposure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By hand: losses per node and second; that another one comes while a home is missing."""
+    cost_s, mtbf_s = 2e-5, 360.0
+    monkeypatch.setattr(Gang, "snapshot_cost_s", cost_s)
+    protection = {"redundancy": 2, "snapshots": "copy", "node_mtbf_h": mtbf_s / 3600}
+    job = small_job(
+        protection=protection,
+        workers={"settle_s": 60.0},
+        schedule={"steps": 60},
+        checkpoint={"interval_steps": 50},
+    )
+    world = World(nodes=dict(FOUR_NODES), job=job)
+    world.submit()
+    world.run(until=lambda: world.state.committed_step == 20)
+    calm: JobState = world.state
+    age_s = calm.now_s - calm.submitted_s
+    rate = 1 / (mtbf_s + 4 * age_s)
+
+    assert calm.snapshots.cost_s == cost_s
+    assert unrecoverable_rate(calm) == pytest.approx(4 * rate * (rate * 60.0))
+    often_s = sqrt(2 * cost_s / (4 * rate * rate * 60.0))
+    assert interval_s(calm) == pytest.approx(often_s)
+
+    world.lose_node("b")
+    world.run(until=lambda: world.state.tally.exposed_s > 0 and world.state.committed_step > 25)
+    struck: JobState = world.state
+    age_s, exposed_s = struck.now_s - struck.submitted_s, struck.tally.exposed_s
+    rate = 2 / (mtbf_s + 3 * age_s)
+
+    assert (struck.tally.nodes_lost, len(struck.nodes)) == (1, 3)
+    assert 0 < exposed_s < 1.0
+    assert unrecoverable_rate(struck) == pytest.approx(3 * rate * (rate * exposed_s))
+    seldom_s = sqrt(2 * cost_s / (3 * rate * rate * exposed_s))
+    assert interval_s(struck) == pytest.approx(seldom_s)
+    assert seldom_s > 3 * often_s  # losses were expected to expose it for longer than they do
+
+    world.run()
+    lost_s = decisions(world, Recover)[0].at_s
+    taken = [decision.at_s for decision in decisions(world, TakeSnapshot)]
+    before = [b - a for a, b in itertools.pairwise(taken) if b < lost_s]
+    after = [b - a for a, b in itertools.pairwise(taken) if a > lost_s]
+    assert before
+    assert after
+    assert all(often_s <= gap < often_s + 0.3 for gap in before)  # steps take 0.1 s
+    assert all(seldom_s <= gap < 1.2 * seldom_s + 0.3 for gap in after)
+    assert_sound(world)
 
 
 def test_a_parity_stands_for_one_unit_that_is_missing_and_no_more() -> None:

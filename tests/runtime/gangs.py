@@ -91,6 +91,7 @@ class RandomSamples:
 
     def __init__(self, job: JobSpec) -> None:
         self._tokens, self._vocab = job.sample_tokens, job.model.vocab_size
+        self.newest = (0, 0)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         rows = [
@@ -98,6 +99,7 @@ class RandomSamples:
             np.random.default_rng(number).geometric(0.2, self._tokens) % self._vocab
             for number in range(start, stop)
         ]
+        self.newest = (start, stop)
         return np.array(rows, dtype=np.int64).reshape(-1, self._tokens)
 
 
@@ -117,6 +119,8 @@ class Outcome:
     bias: np.ndarray = field(default_factory=lambda: np.zeros(0))
     counts: list[np.ndarray] = field(default_factory=list)
     drops: list[float] = field(default_factory=list)
+    samples: list[tuple[int, int]] = field(default_factory=list)
+    """What the members of every stage read: first number, and one behind the last."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ def _run(case: Case, gang: Gang) -> tuple[Outcome, Any]:
         outcome.aux_losses.append(result.aux_loss)
         outcome.norms.append(result.gradient_norm)
         outcome.counts.append(result.counts_LE)
+        outcome.samples.append(result.samples)
         outcome.drops.append(float(result.sums_LX[:, 0].sum()))
     homes = gang.homes
     for unit in homes.units:

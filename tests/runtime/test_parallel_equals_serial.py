@@ -116,3 +116,5 @@ def test_a_gang_of_any_layout_computes_what_one_process_computes(
     assert difference(outcome.bias, wanted.bias) < 1e-9
     for found, counts in zip(outcome.counts, wanted.counts, strict=True):
         assert np.array_equal(found, counts)
+    size = job.batch.global_samples
+    assert outcome.samples == [(step * size, (step + 1) * size) for step in range(STEPS)]

@@ -6,10 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crews import Crew, make_job, undisturbed
+from crews import Crew, State, make_job, undisturbed
 from gangs import plan_for
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(110)]
+
+
+def difference(found: State, wanted: State) -> float:
+    """Largest difference of any unit over its largest value."""
+    return max(
+        float(np.abs(found[unit] - wanted[unit]).max() / max(np.abs(wanted[unit]).max(), 1e-300))
+        for unit in wanted
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
@@ -71,8 +79,32 @@ def test_survivors_go_on_without_the_dead_and_reach_the_same_state(
     state = crew.finish(crew.committed + 2)
 
     expected = undisturbed(job, plan, crew.committed, crews)
-    worst = max(
-        np.abs(state[unit] - expected[unit]).max() / max(np.abs(expected[unit]).max(), 1e-300)
-        for unit in expected
-    )
-    assert worst < 1e-8
+    assert difference(state, expected) < 1e-8
+
+
+def stage_of_worker(crew: Crew) -> dict[int, int]:
+    return {
+        member.worker: crew.plan.stage_of_member[at] for at, member in enumerate(crew.plan.members)
+    }
+
+
+def test_after_a_whole_stage_has_died_a_survivor_of_the_other_moves_to_it(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    job = make_job(tmp_path, "fp64", stages=2)
+    plan = plan_for(job, 4, nodes=2)
+    crew = Crew(job, plan)
+    crews.append(crew)
+    crew.train(2)
+    before = stage_of_worker(crew)
+
+    crew.kill(*plan.stages[0].members)
+    crew.fail_over(*plan.stages[0].members)
+
+    after = stage_of_worker(crew)
+    assert sorted(after) == [2, 3]
+    assert {before[worker] for worker in after} == {1}  # nobody of stage 0 is left
+    assert sorted(after.values()) == [0, 1]  # so one of them has changed stage, and both train
+    state = crew.finish(crew.committed + 3)
+    expected = undisturbed(job, plan, crew.committed, crews)
+    assert difference(state, expected) < 1e-8

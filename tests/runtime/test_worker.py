@@ -102,7 +102,10 @@ def test_a_pause_ends_the_gang_at_one_step_without_a_checkpoint_and_another_goes
     memory = FromMemory(ended[0], (), 0)
     form_plan(plan, workers, 2, memory)
     assert [worker.next(GangFormed).step for worker in workers] == [ended[0] + 1] * 2
-    assert workers[0].next(StepDone).step == ended[0] + 1
+    done = workers[0].next(StepDone)
+    assert done.step == ended[0] + 1
+    size = job.batch.global_samples
+    assert done.samples == (ended[0] * size, done.step * size)  # what both have read, in fact
 
 
 def test_a_terminated_worker_says_so_once_and_trains_on(

@@ -9,13 +9,30 @@ from worlds import FOUR, kinds
 
 from elasticmoe.controller import copies as commit_rule
 from elasticmoe.controller import vaults as known_vaults
+from elasticmoe.controller.changing import replace as with_changes
 from elasticmoe.controller.copies import Settled
 from elasticmoe.messages.commands import Command, FormGeneration
-from elasticmoe.messages.events import TimePassed, WorkerDied
-from elasticmoe.simulator import keeper
+from elasticmoe.messages.events import (
+    Event,
+    NodeLost,
+    Reported,
+    TimePassed,
+    WorkerDied,
+    WorkerSilent,
+)
+from elasticmoe.messages.worker import StepDone
+from elasticmoe.simulator import keeper, training
 from elasticmoe.simulator.faults import Fault
+from elasticmoe.simulator.gang import Gang
 from elasticmoe.simulator.jobs import plain_inventory, small_job
+from elasticmoe.simulator.lineage import Gradient
+from elasticmoe.simulator.nodes import Node
 from elasticmoe.simulator.run import Outcome, Scenario, simulate
+from elasticmoe.simulator.world import World
+
+
+def texts(outcome: Outcome) -> list[str]:
+    return [problem.text for problem in outcome.problems]
 
 
 def _run(*faults: Fault) -> Outcome:
@@ -95,16 +112,122 @@ def test_a_unit_without_a_home_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("unit 3 has 1 homes" in problem.text for problem in outcome.problems)
 
 
-def test_a_brain_that_answers_too_late_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["crash", "hang", "stall", "fail", "cut", "lose_node", "vanish_node", "agent"]
+)
+def test_a_brain_that_answers_too_late_is_caught(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = keeper.advance
 
     def deaf(state: Any, event: Any, now_s: float) -> Any:
-        is_sign = isinstance(event, WorkerDied | TimePassed) or "Parked" in str(event)
-        return (state, ()) if 2.0 < event.at_s < 8.0 and is_sign else honest(state, event, now_s)
+        is_sign = isinstance(event, WorkerDied | WorkerSilent | NodeLost | TimePassed)
+        is_sign |= "Parked" in str(event) or "WorkerFailed" in str(event)
+        is_deaf = 3.0 < event.at_s < 30.0 and is_sign
+        return (state, ()) if is_deaf else honest(state, event, now_s)
 
     monkeypatch.setattr(keeper, "advance", deaf)
+    harm = Fault(kind, 4.0, pick=0.4)  # type: ignore[arg-type]
 
-    outcome = _run(Fault("crash", 3.0, pick=0.4), Fault("node_up", 7.0, node="c", capacity=1))
+    outcome = _run(harm, Fault("node_up", 29.0, node="c", capacity=1))
 
-    assert kinds(outcome) == ["crash", "node_up"]
-    assert any("was never answered" in problem.text for problem in outcome.problems)
+    assert kinds(outcome) == [kind, "node_up"]
+    whom = outcome.fired[0].whom
+    assert f"{kind} of {whom} at 4.000 s was never answered" in texts(outcome)
+
+
+def test_a_brain_that_keeps_quiet_about_units_without_a_second_home_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = keeper.advance
+
+    def silent(state: Any, event: Any, now_s: float) -> Any:
+        after, commands = honest(state, event, now_s)
+        return with_changes(after, exposed_since_s=None), commands
+
+    lost = Fault("lose_node", 3.0, node="b")
+    assert _run(lost).problems == ()
+    monkeypatch.setattr(keeper, "advance", silent)
+
+    outcome = _run(lost)
+
+    assert kinds(outcome) == ["lose_node"]
+    assert any("lack a home, and the state does not say so" in text for text in texts(outcome))
+
+
+def test_a_sample_that_is_used_twice_is_caught_at_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def repeats(**fields: Any) -> StepDone:
+        first, end = fields["samples"]
+        back = 1 if fields["step"] == 20 else 0
+        return StepDone(**{**fields, "samples": (first - back, end - back)})
+
+    monkeypatch.setattr(training, "StepDone", repeats)
+
+    outcome = _run()
+
+    assert texts(outcome)[0] == "step 20 used samples 1215 to 1278"
+    assert 3.0 < outcome.problems[0].at_s < outcome.state.now_s - 1.0  # at once, not at the end
+    assert any(text.startswith("history: generation 1: step 20 begins") for text in texts(outcome))
+
+
+def test_a_barrier_that_lets_an_old_generation_pass_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def vote(world: World, gang: Gang, step: int) -> None:
+        gang.voted = True
+        world.truth.voted(gang, world.lineage.after(gang.version, Gradient(gang.generation, step)))
+
+    crash = Fault("crash", 3.0, pick=0.4, phase="compute", share=0.1)
+    assert _run(crash).problems == ()
+    monkeypatch.setattr(training, "_vote", vote)
+
+    outcome = _run(crash)
+
+    assert kinds(outcome) == ["crash"]
+    assert "generation 1 commits a step though 2 was opened" in texts(outcome)
+
+
+LATE_S = 1.5
+
+
+def _repeat_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that delivers what members say about steps a second time, much later."""
+    honest = World.say
+
+    def say(world: World, node: Node, worker: int, event: Event) -> None:
+        honest(world, node, worker, event)
+        if isinstance(event, Reported) and isinstance(event.report, StepDone):
+            world.at(LATE_S, lambda: world.deliver(node, event))
+
+    monkeypatch.setattr(World, "say", say)
+
+
+@pytest.mark.parametrize("takes_all", [False, True])
+def test_a_brain_that_takes_messages_of_an_older_generation_is_caught(
+    takes_all: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback: what the generation before said of its steps comes when they are taken again."""
+    honest = keeper.advance
+
+    def gullible(state: Any, event: Any, now_s: float) -> Any:
+        taken = event
+        if isinstance(event, Reported) and isinstance(event.report, StepDone):
+            taken = replace(event, report=replace(event.report, generation=state.generation))
+        return honest(state, taken, now_s)
+
+    _repeat_late(monkeypatch)
+    if takes_all:
+        monkeypatch.setattr(keeper, "advance", gullible)
+
+    job = small_job(protection={"redundancy": 1, "snapshots": "off"})
+    lost = Fault("lose_node", 4.5, node="b")
+    outcome = simulate(job, plain_inventory(job), Scenario(FOUR, (lost,), seed=1, strict=True))
+
+    assert kinds(outcome) == ["lose_node"]
+    assert outcome.account.rolled_back > 0
+    assert outcome.state.tally.stale > 0 or takes_all  # late messages did come
+    found = [text for text in texts(outcome) if "message of generation 1 had an effect" in text]
+    assert bool(found) == takes_all
+    assert takes_all or outcome.problems == ()

@@ -271,7 +271,7 @@ def test_cheaper_recoveries_never_lower_goodput() -> None:
 
 def test_the_p3_trace_gives_the_documented_goodput() -> None:
     folder = os.environ.get("ELASTICMOE_TRACES")
-    if folder is None:
+    if not folder:
         pytest.skip("ELASTICMOE_TRACES is not set: the folder with bamboo/ and oobleck/")
     with (Path(folder) / "bamboo" / "p3-trace.csv").open() as lines:
         trace = read_trace(lines)
