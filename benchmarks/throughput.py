@@ -8,6 +8,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Size:
     turn_steps: int
     sweep: tuple[int, ...]
     """Micro-batches per step that a rival tries."""
+    sums: tuple[str, ...]
+    """Ways to sum gradients that torchrun tries."""
     rounds: int
     """Of the dispatch measurement."""
     protocol: ProtocolSize
@@ -46,6 +49,7 @@ FULL = Size(
     pairs=5,
     turn_steps=1,
     sweep=(2, 4, 8),
+    sums=("flat", "ddp"),
     rounds=150,
     protocol=ProtocolSize(blocks=20, block_steps=10, pairs_1024=200),
     cold_pairs=5,
@@ -55,6 +59,7 @@ QUICK = Size(
     pairs=2,
     turn_steps=1,
     sweep=(1, 2),
+    sums=("flat",),
     rounds=4,
     protocol=ProtocolSize(blocks=2, block_steps=2, pairs_1024=4),
     cold_pairs=1,
@@ -91,10 +96,12 @@ def measure_two_workers(report: Report, size: Size) -> None:
             2,
             **ENVIRONMENT,
         )
-        for how in ("flat", "ddp")
+        for how in size.sums
     }
     ours, _store = start_gang(Worker, size.workload, 2)
-    with crews["flat"], crews["ddp"], ours:
+    with ExitStack() as stack:
+        for crew in (*crews.values(), ours):
+            stack.enter_context(crew)
         tried = {
             f"torchrun, {how}, {waves} micro-batches": (crew, waves)
             for how, crew in crews.items()

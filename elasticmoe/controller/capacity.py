@@ -138,18 +138,19 @@ def _without(
 
 def free_places(state: JobState) -> dict[str, int]:
     """Workers that could be started, per node."""
-    avoided = avoided_nodes(state)
-    return {name: 0 if name in avoided else _free(state, name) for name in state.nodes}
+    there = state.workers.by_node  # a gang that waits to grow asks at every event: no calls here
+    free = {
+        name: max(node.capacity - len(there.get(name, ())), 0) for name, node in state.nodes.items()
+    }
+    return {**free, **dict.fromkeys(avoided_nodes(state), 0)}
 
 
 def free_on(state: JobState, node: str) -> int:
     """Workers that could be started on a node; none, if the job keeps away from it."""
-    return 0 if node in avoided_nodes(state) else _free(state, node)
-
-
-def _free(state: JobState, node: str) -> int:
     known = state.nodes.get(node)
-    return max(known.capacity - len(state.workers.on_node(node)), 0) if known else 0
+    if known is None or node in avoided_nodes(state):
+        return 0
+    return max(known.capacity - len(state.workers.on_node(node)), 0)
 
 
 def room(state: JobState) -> int:

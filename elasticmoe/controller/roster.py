@@ -87,6 +87,11 @@ class Roster(Mapping[int, Worker]):
         number = next(iter(self._by_status[status]), None)
         return None if number is None else self._by_number[number]
 
+    @property
+    def by_node(self) -> Mapping[str, tuple[int, ...]]:
+        """Numbers of the workers on each node that has some, ascending."""
+        return self._on_node
+
     def on_node(self, node: str) -> tuple[int, ...]:
         """Numbers of the workers on a node, ascending."""
         return self._on_node.get(node, ())

@@ -1,13 +1,12 @@
 """A Ray cluster that does not fit: one sentence, and the remedy."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from processes import Processes
-from ray.cluster_utils import Cluster
+from ray_heads import Head, ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 CONNECT = """
@@ -22,11 +21,10 @@ except ClusterError as error:
 """
 
 
-def connect(address: str, before: str) -> str:
-    path = str(Path(__file__).parents[2])
+def connect(head: Head, *, before: str = "", **environment: str) -> str:
     ran = subprocess.run(
-        [sys.executable, "-c", CONNECT.format(before=before), address],
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-c", CONNECT.format(before=before), head.address],
+        env={**head.environment, "RAY_NUM_REDIS_GET_RETRIES": "1", **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -35,15 +33,17 @@ def connect(address: str, before: str) -> str:
     return ran.stdout
 
 
-def test_another_version_is_refused_with_the_remedy(
-    processes: Processes,
+def test_another_version_and_a_wrong_token_are_refused_with_the_remedy(
+    tmp_path: Path, processes: Processes
 ) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    try:
-        older = "import ray; ray.__version__ = '1.2.3'"
-        versions = connect(cluster.address, before=older)
-    finally:
-        cluster.shutdown()
+    with ray_head(tmp_path, {}) as head:
+        versions = connect(head, before="import ray; ray.__version__ = '1.2.3'")
+        wrong = connect(head, RAY_AUTH_TOKEN=64 * "0")
+        right = connect(head)
+        processes.kill_all()
 
-    assert "is of another version" in versions
+    assert "is of another version; install Ray and Python as there" in versions
     assert "1.2.3" in versions
+    assert "its token differs: set RAY_AUTH_TOKEN, or put the token into ~/.ray/auth_token" in wrong
+    assert [text.count("\n") for text in (versions, wrong)] == [1, 1]
+    assert right == ""

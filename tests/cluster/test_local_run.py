@@ -24,7 +24,7 @@ FAKE = "fake_worker:run_worker"
 def test_a_job_runs_through_a_killed_worker_and_leaves_nothing_behind(
     tmp_path: Path, processes: Processes
 ) -> None:
-    handle = submit(tiny_job(tmp_path / "run", steps=300), entry=FAKE)
+    handle = submit(tiny_job(tmp_path / "run", steps=150), entry=FAKE)
     follower = Follower(handle)
     follower.until_step(3)
 
@@ -57,7 +57,7 @@ def test_nobody_trains_on_when_what_the_run_stands_on_is_killed(
 def test_a_killed_agent_takes_its_workers_along_and_another_one_takes_its_place(
     tmp_path: Path, processes: Processes
 ) -> None:
-    handle = submit(tiny_job(tmp_path / "run", steps=300), entry=FAKE)
+    handle = submit(tiny_job(tmp_path / "run", steps=150), entry=FAKE)
     follower = Follower(handle)
     follower.until_step(3)
     orphans = processes.workers()
@@ -92,7 +92,7 @@ def test_a_job_goes_on_when_the_process_that_submitted_it_is_killed(
     tmp_path: Path, processes: Processes
 ) -> None:
     job = tmp_path / "job.json"
-    job.write_text(tiny_job(tmp_path / "run", steps=300).model_dump_json())
+    job.write_text(tiny_job(tmp_path / "run", steps=150).model_dump_json())
     text = (
         "import sys, time; from pathlib import Path\n"
         "from elasticmoe.cluster.jobs import submit; from elasticmoe.spec.job import JobSpec\n"

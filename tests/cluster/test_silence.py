@@ -82,7 +82,10 @@ def test_a_worker_that_goes_on_within_its_lease_is_not_reported(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_busy_processes_beside_four_workers_raise_no_alarm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.soak)])
+def test_two_busy_processes_beside_four_workers_raise_no_alarm(
+    tmp_path: Path, seconds: int
+) -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
 
     async def scenario(agent: Agent, controller: Controller) -> None:
@@ -91,7 +94,7 @@ def test_two_busy_processes_beside_four_workers_raise_no_alarm(tmp_path: Path) -
         await form(agent, 1, (1, 2, 3, 4))
         await controller.wait_for("GangFormed", 4)
 
-        await asyncio.sleep(20)
+        await asyncio.sleep(seconds)
 
         await controller.wait_for("StepDone", 100)
         assert "WorkerSilent" not in controller.kinds()

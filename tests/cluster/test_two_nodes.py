@@ -42,7 +42,7 @@ def test_a_lost_node_takes_its_workers_along_and_the_job_goes_on_with_the_rest(
     nodes = [
         cluster.add_node(num_cpus=1, labels={DOMAIN_LABEL: domain}) for domain in ("left", "right")
     ]
-    handle = submit(tiny_job(tmp_path / "run", steps=300), cluster.address, entry=FAKE)
+    handle = submit(tiny_job(tmp_path / "run", steps=150), cluster.address, entry=FAKE)
     follower = Follower(handle)
     follower.until_step(3)
     workers = processes.workers()

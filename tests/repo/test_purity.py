@@ -58,3 +58,28 @@ def test_pure_file_uses_only_what_is_pure(path: Path) -> None:
     assert set(_called(tree)) & FORBIDDEN_CALLS == set()
     assert set(_methods_called(tree)) & FORBIDDEN_METHODS == set()
     assert list(_unseeded_random(tree)) == []
+
+
+def _named(tree: ast.AST) -> Iterator[str]:
+    """Names and text in code; sentences of docstrings and comments are not."""
+    sentences = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Constant) and id(node) not in sentences:
+            yield str(node.value)
+
+
+def test_only_the_groups_name_a_back_end() -> None:
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for name in _named(ast.parse(path.read_text()))
+        if any(back_end in name.lower() for back_end in ("gloo", "nccl", "processgroup"))
+    }
+
+    assert found == {"runtime/groups.py"}

@@ -20,7 +20,7 @@ from elasticmoe.runtime.groups import Groups, Over, Rendezvous
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(60)]
 MEMBERS, ROUNDS = 2, 15
-WAIT_S = 8
+WAIT_S = 5
 ROWS = 2000
 
 

@@ -34,6 +34,10 @@ def model(**fields: Any) -> dict[str, Any]:
 
 
 MANY_EXPERTS = model(moe={"num_experts": 64, "num_groups": 8, "top_groups": 3, "top_k": 4})
+IDLE = {  # a token has one expert of eight: often some worker's expert gets none
+    "batch": {"global_samples": 2, "num_waves": 2},
+    **model(moe={"top_k": 1, "num_groups": 1, "top_groups": 1}),
+}
 LAYOUTS = [
     layout(1, 1),
     layout(2, 1, **ONE),
@@ -51,6 +55,7 @@ LAYOUTS = [
     layout(8, 4, 4, **ONE),
     layout(8, 8, 2, **model(num_layers=8, first_dense_layers=2)),
     layout(8, 1, batch={"global_samples": 4, "num_waves": 2}, **ONE),  # workers without a sample
+    layout(8, 1, **ONE, **IDLE),
     layout(4, 1, protection={"redundancy": 1}, **ONE),
     layout(4, 2, 2, protection={"redundancy": 1}),
     layout(4, 1, 2, protection={"redundancy": 3}, **ONE),
@@ -94,8 +99,9 @@ def reference(job: JobSpec) -> Outcome:
 
 def difference(found: np.ndarray, wanted: np.ndarray) -> float:
     """Largest difference over largest value."""
-    scale = max(float(np.abs(wanted).max()), 1e-30)
-    return float(np.abs(found - wanted).max()) / scale
+    assert found.shape == wanted.shape
+    scale = max(float(np.abs(wanted).max(initial=0)), 1e-30)
+    return float(np.abs(found - wanted).max(initial=0)) / scale
 
 
 @pytest.mark.parametrize("workers, nodes, job", LAYOUTS)
@@ -108,6 +114,8 @@ def test_a_gang_of_any_layout_computes_what_one_process_computes(
 
     wanted = reference(job)
     assert difference(np.array(outcome.losses), np.array(wanted.losses)) < 1e-9
+    assert difference(np.array(outcome.mtp_losses), np.array(wanted.mtp_losses)) < 1e-9
+    assert difference(np.array(outcome.aux_losses), np.array(wanted.aux_losses)) < 1e-9
     assert difference(np.array(outcome.norms), np.array(wanted.norms)) < 1e-9
     assert outcome.masters.keys() == wanted.masters.keys()
     for unit in wanted.masters:
@@ -118,3 +126,11 @@ def test_a_gang_of_any_layout_computes_what_one_process_computes(
         assert np.array_equal(found, counts)
     size = job.batch.global_samples
     assert outcome.samples == [(step * size, (step + 1) * size) for step in range(STEPS)]
+
+
+def test_the_table_has_a_worker_whose_experts_get_no_token() -> None:
+    (job,) = (row.values[2] for row in LAYOUTS if row.values[2].model.moe.top_k == 1)
+
+    counts = reference(job).counts  # of 8 experts, which 8 workers hold, one each
+
+    assert any((counts_LE == 0).any() for counts_LE in counts)
