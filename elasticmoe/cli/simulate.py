@@ -1,6 +1,5 @@
 """`simulate`: the job's own brain in a pretend world, before a large cluster is asked for."""
 
-import json
 import sys
 from pathlib import Path
 from statistics import median, quantiles
@@ -11,6 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from elasticmoe.cli.checking import (
+    check_above_zero,
+    make_directory,
+    read_costs_file,
+    read_trace_file,
+)
 from elasticmoe.cli.saying import console, format_duration, say
 from elasticmoe.cli.train import Overrides
 from elasticmoe.errors import SpecError
@@ -18,7 +23,6 @@ from elasticmoe.errors import SpecError
 if TYPE_CHECKING:
     from elasticmoe.simulator.costs import Costs
     from elasticmoe.simulator.run import Outcome, Scenario
-    from elasticmoe.simulator.traces import Trace
     from elasticmoe.spec.job import JobSpec
 
 File = Annotated[
@@ -78,11 +82,15 @@ def simulate_job(
     out: Out = None,
 ) -> None:
     """Run a job through faults in a pretend world: goodput, lost steps, rungs, broken promises."""
+    rates_h = {"--mtbf": mtbf or None, "--controller-mtbf": controller_mtbf or None}
+    check_above_zero({"--hours": hours, **rates_h})
     if schedules is not None:
         from elasticmoe.cli.schedules import search
 
         search(seed, schedules, workers, processes)
         return
+    if out is not None:
+        make_directory(out)
     if rivals:
         from elasticmoe.cli.rivals import compare_rivals
 
@@ -188,35 +196,3 @@ def endless_job(spec: "JobSpec", workers: int | None, hours: float, costs: "Cost
     )
     schedule = spec.schedule.model_copy(update={"steps": steps})
     return spec.model_copy(update={"workers": wanted, "schedule": schedule})
-
-
-def read_costs_file(path: Path | None) -> "Costs":
-    """Costs from a JSON file; none: the defaults.
-
-    Raises:
-        SpecError: it cannot be read, or names what there is not.
-    """
-    from elasticmoe.simulator.costs import Costs, read_costs
-
-    if path is None:
-        return Costs()
-    try:
-        return read_costs(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise SpecError((f"{path} cannot be read: {error}",)) from None
-
-
-def read_trace_file(path: Path) -> "Trace":
-    """A trace from a file of rows `ms,op,node`.
-
-    Raises:
-        SpecError: it cannot be read.
-        DataError: a row is wrong.
-    """
-    from elasticmoe.simulator.traces import read_trace
-
-    try:
-        with path.open() as lines:
-            return read_trace(lines)
-    except OSError as error:
-        raise SpecError((f"{path} cannot be read: {error.strerror}",)) from None
