@@ -107,25 +107,23 @@ def simulate_job(
 
     known = read_costs_file(costs)
     spec = endless_job(read_job(job, overrides or []), workers, hours, known)
-    count = spec.workers.replicas
-    machines = spread_machines(count, nodes or max(2, -(-count // 8)), domains)
-    if trace is not None:
-        each = -(-count // (nodes or max(2, -(-count // 8))))
-        machines, faults = faults_of_trace(read_trace_file(trace), each)
-    else:
-        rates = Rates(mtbf_s=mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
+    count, rates = (
+        spec.workers.replicas,
+        Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600),
+    )
+    spread = nodes or max(2, -(-count // 8))
+    machines = spread_machines(count, spread, domains)
+    if trace is None:
+        rates = Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
         faults = draw_faults(machines, hours * 3600.0, rates, seed)
+    else:
+        machines, faults = faults_of_trace(read_trace_file(trace), -(-count // spread))
     scenario = Scenario(machines, faults, seed, known, limit_s=hours * 3600.0, must_end=False)
     inventory = build_inventory(spec.model, spec.data.seq_len)
     began_s = perf_counter()
     outcome = simulate(spec, inventory, scenario, stopwatch=perf_counter)
     _show(spec, scenario, outcome, perf_counter() - began_s)
-    if out is not None:
-        from elasticmoe.report.simulated import write_report
-
-        write_report(spec, outcome, out)
-        say(f"figures, plot and story: {out}")
-    _tell_problems(outcome)
+    _report(spec, outcome, out)
 
 
 def _show(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", took_s: float) -> None:
@@ -175,7 +173,12 @@ def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
 
 
-def _tell_problems(outcome: "Outcome") -> None:
+def _report(spec: "JobSpec", outcome: "Outcome", out: Path | None) -> None:
+    if out is not None:
+        from elasticmoe.report.simulated import write_report
+
+        write_report(spec, outcome, out)
+        say(f"figures, plot and story: {out}")
     for problem in outcome.problems:
         say(f"BROKEN at {problem.at_s:.3f} s: {problem.text}")
     if outcome.problems:

@@ -1,4 +1,4 @@
-"""Every scenario that ships, against a live job: what it expects comes true. Left to `make soak`."""
+"""Every scenario that ships, against a live job. Minutes: left to `make soak`."""
 
 import os
 import shutil
