@@ -133,7 +133,7 @@ def read_costs(plain: Mapping[str, Any]) -> Costs:
     """
     usual = {field.name: getattr(Costs(), field.name) for field in fields(Costs)}
     problems = [
-        f"costs.{name}: unknown{guess(name, sorted(usual))}; all: {', '.join(sorted(usual))}"
+        f"costs.{name}: unknown" + (guess(name, list(usual)) or f"; known are {sorted(usual)}")
         for name in plain
         if name not in usual
     ]
