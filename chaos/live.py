@@ -101,6 +101,8 @@ class LiveJob:
         self.lines = 0
         """Committed steps reported so far, redone ones again."""
         self.form: Form | None = None
+        self._trained: Form | None = None
+        """The newest that began to train: all its homes have their state."""
         self.workers: dict[int, LiveWorker] = {}
         self.domains: dict[str, str] = {}
         """Failure domain of every node that ever came up."""
@@ -136,12 +138,18 @@ class LiveJob:
         return next(s for s, stage in enumerate(stages) if position in stage["members"])
 
     def only_homes(self, node: str) -> int:
-        """Units of the newest generation that have all their homes on one node: lost with it."""
-        if self.form is None:
+        """Units that have all their homes on one node: lost with it.
+
+        A generation that forms is still copying to new homes, so the one before counts, without
+        those of its workers that have died since.
+        """
+        form = self._trained or self.form
+        if form is None:
             return 0
-        plan = self.form.plan
-        there = {at for at, member in enumerate(plan["members"]) if member["node"] == node}
-        return sum(set(homes) <= there for homes in plan["homes"])
+        members = list(zip(form.workers, form.plan["members"], strict=True))
+        alive = {at for at, (worker, _) in enumerate(members) if worker in self.workers}
+        there = {at for at, (_, member) in enumerate(members) if member["node"] == node}
+        return sum(alive & set(homes) <= there for homes in form.plan["homes"])
 
     def poll(self) -> None:
         """Read what is new."""
@@ -209,6 +217,8 @@ class LiveJob:
             self.form = decision
         elif isinstance(decision, Recover):
             self.rungs.append(decision.rung)
+        elif isinstance(decision, Train):
+            self._trained = self.form
         phase = _PHASES.get(type(decision))
         if phase is not None:
             self.phase = phase

@@ -94,8 +94,8 @@ def finish(job: JobSpec, outcome: Mapping[str, Any]) -> Summary:
     summary = conclude(with_absolute_paths(job), outcome)
     if summary.outcome == "failed":
         log = summary.first_error_log or str(Path(summary.directory) / "logs")
+        first = f"first error: {summary.first_error}\n" if summary.first_error else ""
         raise JobFailedError(
-            f"the job ended at step {summary.steps}: {summary.reason}\n"
-            f"first error: {summary.first_error or 'none reported'}\nlogs: {log}"
+            f"the job ended at step {summary.steps}: {summary.reason}\n{first}logs: {log}"
         )
     return summary

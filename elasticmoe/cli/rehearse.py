@@ -1,9 +1,7 @@
 """`rehearse`: the job at full size in the simulator, then some real steps of it, then a report."""
 
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from elasticmoe.cli.checking import (
+    check_above_zero,
+    make_directory,
+    read_costs_file,
+    read_trace_file,
+)
 from elasticmoe.cli.saying import console, say
 from elasticmoe.cli.simulate import (
     ControllerMtbf,
@@ -19,11 +23,9 @@ from elasticmoe.cli.simulate import (
     Mtbf,
     TraceFile,
     endless_job,
-    read_costs_file,
-    read_trace_file,
 )
 from elasticmoe.cli.train import JobFile, Overrides, Plain, check_data_is_packed
-from elasticmoe.errors import ElasticMoEError, SpecError, StorageError
+from elasticmoe.errors import ElasticMoEError, SpecError
 
 if TYPE_CHECKING:
     from elasticmoe.cli.rehearsal_fleet import Fleet
@@ -77,7 +79,7 @@ def rehearse_job(
     """Simulate a job at full size, take real steps of it here, and say what to expect."""
     _check_steps(steps)
     rates_h = {"--mtbf": mtbf or None, "--controller-mtbf": controller_mtbf or None}
-    _check_above_zero({"--hours": hours, "--step-s": step_s, "--node-gb": node_gb, **rates_h})
+    check_above_zero({"--hours": hours, "--step-s": step_s, "--node-gb": node_gb, **rates_h})
     from elasticmoe.cli.rehearsal_fleet import Size, fleet_of_trace, fleet_with_rates, size_up
     from elasticmoe.job_file import read_job
     from elasticmoe.model.inventory import build_inventory
@@ -103,7 +105,7 @@ def rehearse_job(
     longest = min(full.job_hours, fleet.longest_hours)
     full = replace(full, hours=hours or choose_hours(longest, full.step_s, fleet.failures_per_hour))
     known = replace(known, step_s=full.step_s)
-    _make_directory(directory)
+    make_directory(directory)
     endless = endless_job(spec, None, full.hours, known)
     simulated = _simulate(endless, inventory, fleet, known, full.hours, range(seed, seed + seeds))
 
@@ -172,25 +174,6 @@ def _conclude(rehearsal: "Rehearsal", directory: Path) -> None:
 def _check_steps(steps: int) -> None:
     if steps and steps < LEAST_STEPS:
         raise SpecError((f"--steps {steps}: {LEAST_STEPS} or more show a speed; 0 only simulates",))
-
-
-def _check_above_zero(numbers: Mapping[str, float | None]) -> None:
-    problems = tuple(
-        f"{name} {value:g}: must be a number above 0"
-        for name, value in numbers.items()
-        if value is not None and not (isfinite(value) and value > 0)
-    )
-    if problems:
-        raise SpecError(problems)
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"--out {directory} cannot be made: {error.strerror}. Choose another one."
-        ) from None
 
 
 def _check_real_steps(small: "JobSpec", inventory: "Inventory") -> None:

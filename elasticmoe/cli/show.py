@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from elasticmoe.cli.checking import make_directory
 from elasticmoe.cli.saying import say
 from elasticmoe.cli.train import JobDir, JobFile, Overrides
 from elasticmoe.version import VERSION
@@ -61,7 +62,7 @@ def show_story(
         for line in describe_flight(flight):
             say(line)
     if traces is not None:
-        traces.mkdir(parents=True, exist_ok=True)
+        make_directory(traces, "--traces")
         for flight in flights:
             path = traces / f"recovery-{flight.number:04d}.json"
             path.write_text(json.dumps(trace_events(flight)))

@@ -1,6 +1,5 @@
 """`simulate`: the job's own brain in a pretend world, before a large cluster is asked for."""
 
-import json
 import sys
 from pathlib import Path
 from statistics import median, quantiles
@@ -11,6 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from elasticmoe.cli.checking import (
+    check_above_zero,
+    make_directory,
+    read_costs_file,
+    read_trace_file,
+)
 from elasticmoe.cli.saying import console, format_duration, say
 from elasticmoe.cli.train import Overrides
 from elasticmoe.errors import SpecError
@@ -18,7 +23,6 @@ from elasticmoe.errors import SpecError
 if TYPE_CHECKING:
     from elasticmoe.simulator.costs import Costs
     from elasticmoe.simulator.run import Outcome, Scenario
-    from elasticmoe.simulator.traces import Trace
     from elasticmoe.spec.job import JobSpec
 
 File = Annotated[
@@ -78,11 +82,15 @@ def simulate_job(
     out: Out = None,
 ) -> None:
     """Run a job through faults in a pretend world: goodput, lost steps, rungs, broken promises."""
+    rates_h = {"--mtbf": mtbf or None, "--controller-mtbf": controller_mtbf or None}
+    check_above_zero({"--hours": hours, **rates_h})
     if schedules is not None:
         from elasticmoe.cli.schedules import search
 
         search(seed, schedules, workers, processes)
         return
+    if out is not None:
+        make_directory(out)
     if rivals:
         from elasticmoe.cli.rivals import compare_rivals
 
@@ -99,25 +107,23 @@ def simulate_job(
 
     known = read_costs_file(costs)
     spec = endless_job(read_job(job, overrides or []), workers, hours, known)
-    count = spec.workers.replicas
-    machines = spread_machines(count, nodes or max(2, -(-count // 8)), domains)
-    if trace is not None:
-        each = -(-count // (nodes or max(2, -(-count // 8))))
-        machines, faults = faults_of_trace(read_trace_file(trace), each)
-    else:
-        rates = Rates(mtbf_s=mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
+    count, rates = (
+        spec.workers.replicas,
+        Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600),
+    )
+    spread = nodes or max(2, -(-count // 8))
+    machines = spread_machines(count, spread, domains)
+    if trace is None:
+        rates = Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
         faults = draw_faults(machines, hours * 3600.0, rates, seed)
+    else:
+        machines, faults = faults_of_trace(read_trace_file(trace), -(-count // spread))
     scenario = Scenario(machines, faults, seed, known, limit_s=hours * 3600.0, must_end=False)
     inventory = build_inventory(spec.model, spec.data.seq_len)
     began_s = perf_counter()
     outcome = simulate(spec, inventory, scenario, stopwatch=perf_counter)
     _show(spec, scenario, outcome, perf_counter() - began_s)
-    if out is not None:
-        from elasticmoe.report.simulated import write_report
-
-        write_report(spec, outcome, out)
-        say(f"figures, plot and story: {out}")
-    _tell_problems(outcome)
+    _report(spec, outcome, out)
 
 
 def _show(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", took_s: float) -> None:
@@ -167,7 +173,12 @@ def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(found.items()))
 
 
-def _tell_problems(outcome: "Outcome") -> None:
+def _report(spec: "JobSpec", outcome: "Outcome", out: Path | None) -> None:
+    if out is not None:
+        from elasticmoe.report.simulated import write_report
+
+        write_report(spec, outcome, out)
+        say(f"figures, plot and story: {out}")
     for problem in outcome.problems:
         say(f"BROKEN at {problem.at_s:.3f} s: {problem.text}")
     if outcome.problems:
@@ -188,35 +199,3 @@ def endless_job(spec: "JobSpec", workers: int | None, hours: float, costs: "Cost
     )
     schedule = spec.schedule.model_copy(update={"steps": steps})
     return spec.model_copy(update={"workers": wanted, "schedule": schedule})
-
-
-def read_costs_file(path: Path | None) -> "Costs":
-    """Costs from a JSON file; none: the defaults.
-
-    Raises:
-        SpecError: it cannot be read, or names what there is not.
-    """
-    from elasticmoe.simulator.costs import Costs, read_costs
-
-    if path is None:
-        return Costs()
-    try:
-        return read_costs(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise SpecError((f"{path} cannot be read: {error}",)) from None
-
-
-def read_trace_file(path: Path) -> "Trace":
-    """A trace from a file of rows `ms,op,node`.
-
-    Raises:
-        SpecError: it cannot be read.
-        DataError: a row is wrong.
-    """
-    from elasticmoe.simulator.traces import read_trace
-
-    try:
-        with path.open() as lines:
-            return read_trace(lines)
-    except OSError as error:
-        raise SpecError((f"{path} cannot be read: {error.strerror}",)) from None

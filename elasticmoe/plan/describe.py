@@ -267,9 +267,11 @@ def _protection(job: JobSpec, inventory: Inventory, plan: Plan) -> tuple[str, ..
             format_amount(option.homes_bytes),
             format_amount(option.prepared_bytes),
             format_amount(option.further_bytes),
-            f"{format_amount(option.sent_bytes)} per {option.sent_per}",
+            format_amount(option.step_bytes),
+            format_amount(option.snapshot_bytes),
         )
         for option in protection_options(job, inventory, plan)
     ]
-    header = ("protection, mean per worker", "homes", "prepared", "further copies", "sent")
+    sent = ("sent per step", "per snapshot")
+    header = ("protection, mean per worker", "homes", "prepared", "further copies", *sent)
     return format_table(header, rows)

@@ -4,7 +4,6 @@ Shapes: M = members.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -25,7 +24,8 @@ class MemoryUse:
     gradients_M: IntArray
     """Accumulated gradients of the weights held."""
     homes_M: IntArray
-    """Master weights and two moments of the units homed."""
+    """Master weights and two moments of the units homed; where one of them has no other home, also
+    the undo copy of the unit being updated."""
     prepared_M: IntArray
     """Reduced gradients of the units homed, kept until the step is applied."""
     buffers_M: IntArray
@@ -62,9 +62,10 @@ class ProtectionOption:
     """Reduced gradients of the units homed."""
     further_bytes: int
     """Undo copies, or snapshots and their parity."""
-    sent_bytes: int
-    """To other workers, because of the protection alone."""
-    sent_per: Literal["step", "snapshot"]
+    step_bytes: int
+    """Sent to other workers in every step, because of the protection alone."""
+    snapshot_bytes: int
+    """The same for every snapshot."""
 
 
 def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
@@ -81,10 +82,11 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
     mirrored_M = numel_U @ (homes_UM & ~primary_UM)
     forwarded_M = (numel_U * (homes_UM.sum(axis=1) - 1)) @ primary_UM
     exchanged_M = away_M + gathered_M
+    alone_M = homes_UM[homes_UM.sum(axis=1) == 1].any(axis=0)
     return MemoryUse(
         weights_M=compute * held_M,
         gradients_M=master * held_M,
-        homes_M=3 * master * homed_M,
+        homes_M=3 * master * homed_M + _undo_bytes(job, inventory) * alone_M,
         prepared_M=master * homed_M,
         buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
         activations_M=_activation_bytes(job, inventory, plan),
@@ -107,6 +109,11 @@ def _snapshot_bytes(
     return 2 * 3 * master_bytes(job) * numel_M
 
 
+def _undo_bytes(job: JobSpec, inventory: Inventory) -> int:
+    """Room for any one unit as it was before its update."""
+    return 3 * master_bytes(job) * max((unit.numel for unit in inventory.units), default=0)
+
+
 def protection_options(
     job: JobSpec, inventory: Inventory, plan: Plan
 ) -> tuple[ProtectionOption, ...]:
@@ -114,15 +121,13 @@ def protection_options(
     workers, master = len(plan.members), master_bytes(job)
     numel = sum(unit.numel for unit in inventory.units)
     share = master * numel // workers
-    undo = 3 * master * max((unit.numel for unit in inventory.units), default=0)
-    alone = ProtectionOption("redundancy 1, undo copy", 3 * share, share, undo, 0, "step")
+    undo = _undo_bytes(job, inventory)
+    alone = ProtectionOption("redundancy 1, undo copy", 3 * share, share, undo, 0, 0)
     options = [alone]
     for homes in range(2, min(3, workers) + 1):
         forwarded = (homes - 1) * share
         name = f"redundancy {homes}"
-        options.append(
-            ProtectionOption(name, 3 * homes * share, homes * share, 0, forwarded, "step")
-        )
+        options.append(ProtectionOption(name, 3 * homes * share, homes * share, 0, forwarded, 0))
     num_apart, protection = _num_apart(plan), job.protection
     chosen = options[min(protection.redundancy, workers) - 1]
     bases = [alone, chosen] if protection.takes_snapshots and chosen is not alone else [alone]
@@ -133,8 +138,7 @@ def protection_options(
                     base,
                     name=f"{base.name}, {_snapshots_named(apart)}",
                     further_bytes=base.further_bytes + 2 * (3 * share + 3 * share // (apart - 1)),
-                    sent_bytes=base.sent_bytes if base.sent_bytes else 3 * share,
-                    sent_per="step" if base.sent_bytes else "snapshot",
+                    snapshot_bytes=3 * share,
                 )
             )
     return tuple(options)

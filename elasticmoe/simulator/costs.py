@@ -5,9 +5,11 @@ Every figure is an assumption of every result; `docs/simulator.md` lists where e
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from math import isfinite
 from typing import Any
 
 from elasticmoe.errors import SpecError
+from elasticmoe.spec.problems import guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +131,34 @@ def read_costs(plain: Mapping[str, Any]) -> Costs:
     Raises:
         SpecError: a name is unknown or a value is no number.
     """
-    known = {field.name for field in fields(Costs)}
+    usual = {field.name: getattr(Costs(), field.name) for field in fields(Costs)}
     problems = [
-        f"costs.{name}: unknown; known are {sorted(known)}" for name in plain if name not in known
+        f"costs.{name}: unknown" + (guess(name, list(usual)) or f"; known are {sorted(usual)}")
+        for name in plain
+        if name not in usual
     ]
     changed: dict[str, Any] = {}
-    for name in sorted(known & set(plain)):
-        value = plain[name]
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, int | float) and one >= 0 for one in values):
-            problems.append(f"costs.{name}: {value!r} is not a number of at least 0")
+    for name in sorted(usual.keys() & plain.keys()):
+        if wanted := _mistake(name, plain[name], usual[name]):
+            problems.append(f"costs.{name}: {plain[name]!r} is not {wanted}")
             continue
+        value = plain[name]
         changed[name] = tuple(value) if isinstance(value, list) else value
     if problems:
         raise SpecError(tuple(problems))
     return replace(Costs(), **changed)
+
+
+def _mistake(name: str, value: Any, usual: object) -> str:
+    """What a value should have been; empty if it is."""
+    if isinstance(usual, tuple):
+        right = isinstance(value, list) and len(value) == len(usual) and all(map(_is_amount, value))
+        return "" if right and value == sorted(value) else "two numbers, the smaller one first"
+    if name == "step_s" or name.endswith("_per_s"):  # somebody divides by these
+        return "" if _is_amount(value) and value > 0 else "a number above 0"
+    return "" if _is_amount(value) else "a number of at least 0"
+
+
+def _is_amount(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and isfinite(value) and value >= 0

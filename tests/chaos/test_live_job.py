@@ -61,6 +61,32 @@ def test_members_stages_and_phases_follow_the_journal(tmp_path: Path) -> None:
     assert (live.phase, live.committed, live.lines) == ("training", 1, 1)
 
 
+def test_homes_of_a_generation_that_forms_count_only_once_it_trains(tmp_path: Path) -> None:
+    journal = FileJournal(tmp_path / "journal", "run")
+    live = LiveJob(tmp_path)
+    alone = {**PLAN, "members": PLAN["members"][:1], "homes": [[0], [0], [0]]}
+    grown = {**PLAN, "homes": [[0, 1], [1, 0], [0, 1]]}
+    bodies = [
+        Reported(1.0, "a", WorkerReady(4, 40)),
+        Decided(1, make(Form, generation=1, step=0, workers=(4,), plan=alone)),
+        Decided(1, make(Train, generation=1)),
+        Reported(2.0, "b", WorkerReady(7, 70)),
+        Decided(2, make(Form, generation=2, step=9, workers=(4, 7), plan=grown)),
+    ]
+    for number, body in enumerate(bodies):
+        journal.append(Record(number, body))
+    live.poll()
+    assert [live.only_homes("a"), live.only_homes("b")] == [3, 0]
+
+    journal.append(Record(5, Decided(2, make(Train, generation=2))))
+    live.poll()
+    assert [live.only_homes("a"), live.only_homes("b")] == [0, 0]
+
+    journal.append(Record(6, make(WorkerDied, node="b", worker=7, evidence="killed", log="")))
+    live.poll()
+    assert [live.only_homes("a"), live.only_homes("b")] == [3, 0]
+
+
 def test_a_recovery_that_is_over_before_anybody_looks_has_been_entered_all_the_same(
     tmp_path: Path,
 ) -> None:

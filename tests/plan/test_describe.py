@@ -158,22 +158,22 @@ def test_what_each_way_to_protect_costs_adds_up(
     assert len(options) == 5
     one = options["redundancy 1, undo copy"]
     assert (one.homes_bytes, one.prepared_bytes) == (3 * numel, numel)
-    assert (one.further_bytes, one.sent_bytes) == (12 * largest, 0)
+    assert (one.further_bytes, one.step_bytes, one.snapshot_bytes) == (12 * largest, 0, 0)
     for homes in (2, 3):
         option = options[f"redundancy {homes}"]
         assert option.homes_bytes == 3 * homes * numel
-        assert (option.sent_bytes, option.sent_per) == ((homes - 1) * numel, "step")
+        assert (option.step_bytes, option.snapshot_bytes) == ((homes - 1) * numel, 0)
     copies = options["redundancy 1, undo copy, two snapshots with copies"]
     parity = options["redundancy 1, undo copy, two snapshots with parity of 3"]
     assert copies.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel)
     assert parity.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel // 3)
-    assert (parity.sent_bytes, parity.sent_per) == (3 * numel, "snapshot")
+    assert (parity.step_bytes, parity.snapshot_bytes) == (0, 3 * numel)
     # What the job has is what its plan really keeps and sends.
     chosen = options["redundancy 2"]
     use, traffic = plan_memory(job, inventory, plan), plan_traffic(job, inventory, plan)
     assert chosen.homes_bytes == use.homes_M.mean()
     assert chosen.prepared_bytes == use.prepared_M.mean()
-    assert chosen.sent_bytes == traffic.forwards_M.mean()
+    assert chosen.step_bytes == traffic.forwards_M.mean()
 
 
 def test_ways_to_protect_that_need_more_workers_are_left_out(
@@ -214,6 +214,22 @@ def test_what_is_said_of_snapshots_is_what_the_plan_keeps(
     kept = option.further_bytes - 12 * largest
     # Groups of unequal units are as large as their largest one.
     assert kept == pytest.approx(use.snapshots_M.mean(), rel=0.0 if kind == "copy" else 0.15)
+    assert use.homes_M.mean() == option.homes_bytes + 12 * largest  # the undo copy
+
+
+def test_snapshots_beside_mirrors_cost_traffic_of_their_own(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job("protection.snapshots=copy")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(4, 1, 4))
+
+    options = {option.name: option for option in protection_options(job, inventory, plan)}
+
+    both = options["redundancy 2, two snapshots with copies"]
+    assert both.step_bytes == options["redundancy 2"].step_bytes > 0
+    alone = options["redundancy 1, undo copy, two snapshots with copies"]
+    assert both.snapshot_bytes == alone.snapshot_bytes > 0
 
 
 def test_step_flops_are_three_forward_passes_of_the_active_experts(

@@ -25,6 +25,13 @@ def _ends_well(*arguments: str) -> None:
     assert ended.value.code == 0
 
 
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        _run(*arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
 def test_a_run_prints_its_bill_and_leaves_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +100,71 @@ def test_a_wrong_cost_is_a_mistake_in_what_was_asked_for(
         _run(str(JOB), "--costs", str(costs))
 
     assert ended.value.code == 2
-    assert "costs.stepp_s: unknown" in capsys.readouterr().err
+    assert "costs.stepp_s: unknown; did you mean step_s?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("step_s = 1", "is not JSON: Expecting value"),
+        ("[1]", 'write a JSON object, {"step_s": 0.2} for example'),
+        ('{"step_s": 0}', "costs.step_s: 0 is not a number above 0"),
+        ('{"step_s": [1, 2]}', "costs.step_s: [1, 2] is not a number above 0"),
+        ('{"move_bytes_per_s": Infinity}', "costs.move_bytes_per_s: inf is not a number above 0"),
+        ('{"fork_s": true}', "costs.fork_s: True is not a number of at least 0"),
+        ('{"park_s": [2, 1]}', "costs.park_s: [2, 1] is not two numbers, the smaller one first"),
+        ('{"park_s": 1}', "costs.park_s: 1 is not two numbers"),
+    ],
+)
+def test_costs_that_nothing_can_cost_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    costs = tmp_path / "costs.json"
+    costs.write_text(text)
+
+    assert sentence in _refused(capsys, str(JOB), "--costs", str(costs))
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        ("", "has no row: write rows ms,op,node"),
+        ("0,add,a\n5,drop,a\n", "trace line 2: op is 'drop'; write add or remove."),
+        ("0,add,a\n5,remove,b\n", "trace line 2: node is 'b'; add a node before it is removed."),
+        ("0,add,\xff\n", "cannot be read: it is not text"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_wrong_trace_is_refused_with_its_name_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: str | None, sentence: str
+) -> None:
+    trace = tmp_path / "trace.csv"
+    if rows is not None:
+        trace.write_bytes(rows.encode("latin-1"))
+
+    said = _refused(capsys, str(JOB), "--trace", str(trace))
+
+    assert f"--trace {trace}" in said
+    assert sentence in said
+
+
+def test_endless_time_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    said = _refused(capsys, str(JOB), "--hours", "inf", "--mtbf", "inf")
+
+    assert "--hours inf: must be a number above 0" in said
+    assert "--mtbf inf: must be a number above 0" in said
+
+
+def test_a_report_that_has_no_place_is_refused_before_anything_is_simulated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(SystemExit) as ended:
+        _run(str(JOB), "--hours", "1000", "--out", str(tmp_path / "file"))
+
+    assert ended.value.code == 1
+    assert f"--out {tmp_path / 'file'} cannot be made: File exists" in capsys.readouterr().err
 
 
 def test_rivals_are_compared_on_a_trace_with_measured_costs(
