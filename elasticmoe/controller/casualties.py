@@ -57,6 +57,9 @@ def worker_parked(state: JobState, report: WorkerParked) -> Outcome:
         return stale(state)
     if report.copies is not None:
         state = with_report(state, report.worker, worker.node, report.copies)
+    for copies in report.adopted:  # of workers that are dead, unless they are given up by now
+        if copies.worker in state.vaults and copies.worker not in state.workers:
+            state = with_report(state, copies.worker, worker.node, copies)
     if worker.status is not WorkerStatus.BUSY:
         return stale(state)
     needed = is_needed(state, report.worker)

@@ -186,6 +186,8 @@ class WorkerParked:
     """What is in its vault now; none if it has none yet."""
     code: str = ""
     """Of what it found: `corrupted`, `STEPS_SKIPPED`; empty: it lost a peer, or was told."""
+    adopted: tuple[Copies, ...] = ()
+    """If it found something corrupted: the vaults of dead workers that it was reading."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -14,9 +14,14 @@ from torch import Tensor
 from elasticmoe.checkpoint.store import Store
 from elasticmoe.checkpoint.write import write_part
 from elasticmoe.errors import ElasticMoEError
+from elasticmoe.plan.types import Unit
 from elasticmoe.runtime.gang import Gang
 from elasticmoe.runtime.groups import Over
+from elasticmoe.runtime.memory import State, Tensors, hash_tensors
+from elasticmoe.runtime.moves import is_whole
+from elasticmoe.runtime.optimizer import refuse_corrupted
 
+KINDS: Final = ("master", "exp_avg", "exp_avg_sq")
 POLL_S = 0.01
 WRITER_NICENESS = 10
 """Of the writing thread, so that it takes what training leaves (Linux sets it per thread)."""
@@ -34,6 +39,28 @@ class Written:
     """Not empty: it failed, and there are no files."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one member writes: a copy, and what it was copied from."""
+
+    generation: int
+    writer: str
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+    source: State
+    units: tuple[Unit, ...]
+    hashes: tuple[int, ...]
+    """Of each of the units, as its home recorded it."""
+
+    def corrupted(self) -> tuple[Unit, ...]:
+        """Units whose copy does not have the recorded hash."""
+        return tuple(
+            unit
+            for unit, hashed in zip(self.units, self.hashes, strict=True)
+            if hash_tensors(_copy_of(unit, self.tensors)) != hashed
+        )
+
+
 class CheckpointWriter:
     """Writes one part at a time on a thread of its own."""
 
@@ -46,6 +73,8 @@ class CheckpointWriter:
         self._store, self._report = store, report
         self._thread: threading.Thread | None = None
         self._room: dict[str, Tensor] = {}
+        self._corrupted: tuple[State, int, tuple[Unit, ...]] | None = None
+        """Units whose copies were found corrupted, of which step, and from where they were."""
 
     def take(self, gang: Gang) -> None:
         """Copy this member's part of the committed step and begin to write it.
@@ -54,18 +83,24 @@ class CheckpointWriter:
 
         Raises:
             GangBrokenError: the generation ended meanwhile.
+            CorruptedError: as in `wait`.
         """
         self.wait(gang.groups.over)
-        tensors = self._copy(checkpoint_tensors(gang))
-        progress = gang.progress
+        homes, progress = gang.homes, gang.progress
         state: dict[str, Any] = {"step": progress.step, "updates": progress.updates}
         if isfinite(progress.running_loss):  # JSON knows no NaN
             state["running_loss"] = progress.running_loss
         generation = gang.seat.rendezvous.generation
-        writer = f"g{generation}-m{gang.seat.member}"
-        self._thread = threading.Thread(
-            target=self._write, args=(generation, writer, state, tensors), name="checkpoint-writer"
+        part = _Part(
+            generation,
+            f"g{generation}-m{gang.seat.member}",
+            state,
+            self._copy(checkpoint_tensors(gang)),
+            source=homes.state,
+            units=homes.primary,
+            hashes=tuple(map(homes.state.recorded_hash, homes.primary)),
         )
+        self._thread = threading.Thread(target=self._write, args=(part,), name="checkpoint-writer")
         self._thread.start()
 
     def wait(self, over: Over) -> None:
@@ -73,6 +108,8 @@ class CheckpointWriter:
 
         Raises:
             GangBrokenError: the generation ended first; the part is still being written.
+            CorruptedError: the part was not written, because units were corrupted, and they are so
+                in memory still: no update has met them since. They are torn now.
         """
         while self._thread is not None:
             self._thread.join(POLL_S)
@@ -80,33 +117,41 @@ class CheckpointWriter:
                 self._thread = None
             else:
                 over.check()
+        found, self._corrupted = self._corrupted, None
+        if found is not None:
+            source, step, units = found
+            there = [unit for unit in units if is_whole(source, unit, step)]
+            refuse_corrupted([unit.index for unit in there if not source.is_intact(unit)])
 
-    def _copy(self, tensors: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-        copies = []
+    def _copy(self, tensors: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        copies = {}
         for name, tensor in tensors:
             room = self._room.get(name)
             if room is None or room.shape != tensor.shape:
                 room = torch.empty_like(tensor, device="cpu")
                 self._room[name] = room
-            copies.append((name, room.copy_(tensor)))
+            copies[name] = room.copy_(tensor)
         return copies
 
-    def _write(
-        self,
-        generation: int,
-        writer: str,
-        state: dict[str, Any],
-        tensors: list[tuple[str, Tensor]],
-    ) -> None:
+    def _write(self, part: _Part) -> None:
         with suppress(OSError):  # not permitted everywhere; then it competes like any thread
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WRITER_NICENESS)
-        step = state["step"]
+        step = part.state["step"]
         try:
-            files = write_part(self._store, step, writer, tensors)
-            written = Written(generation, step, files, state)
+            corrupted = part.corrupted()
+            if corrupted:
+                self._corrupted = (part.source, step, corrupted)
+                refuse_corrupted([unit.index for unit in corrupted])
+            files = write_part(self._store, step, part.writer, part.tensors.items())
+            written = Written(part.generation, step, files, part.state)
         except (ElasticMoEError, OSError) as error:
-            written = Written(generation, step, [], state, error=str(error))
+            written = Written(part.generation, step, [], part.state, error=str(error))
         self._report(written)
+
+
+def _copy_of(unit: Unit, tensors: dict[str, Tensor]) -> Tensors:
+    a, b, c = (tensors[f"unit.{unit.index}.{kind}"] for kind in KINDS)
+    return a, b, c
 
 
 def checkpoint_tensors(gang: Gang) -> list[tuple[str, Tensor]]:
@@ -115,9 +160,7 @@ def checkpoint_tensors(gang: Gang) -> list[tuple[str, Tensor]]:
     homes = gang.homes
     found = []
     for unit in homes.primary:
-        for kind, tensor in zip(
-            ("master", "exp_avg", "exp_avg_sq"), homes.state.tensors_of(unit), strict=True
-        ):
+        for kind, tensor in zip(KINDS, homes.state.tensors_of(unit), strict=True):
             found.append((f"unit.{unit.index}.{kind}", tensor))
     if gang.is_first_member:
         found.append(("bias", gang.progress.bias_LE))

@@ -20,6 +20,9 @@ from elasticmoe.vault.vault import Vault
 COMPUTE_DTYPE: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 MASTER_DTYPE: Final = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""Master weights and moments of a unit, flat."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -62,7 +65,7 @@ def add_spans(source: Tensor, target: Tensor, spans: Sequence[Span]) -> None:
         )
 
 
-def hash_tensors(tensors: tuple[Tensor, Tensor, Tensor]) -> int:
+def hash_tensors(tensors: Tensors) -> int:
     """Wrapping sums of the bits of weights and moments: any flipped bit changes it.
 
     28 GB/s on one core; what is written out has a stronger hash.
@@ -185,7 +188,7 @@ class State:
         start = self.start[unit.index]
         return slice(start, start + unit.numel)
 
-    def tensors_of(self, unit: Unit) -> tuple[Tensor, Tensor, Tensor]:
+    def tensors_of(self, unit: Unit) -> Tensors:
         """Master weights and moments of a unit, flat."""
         where = self.slice_of(unit)
         return self.master[where], self.exp_avg[where], self.exp_avg_sq[where]
@@ -197,8 +200,17 @@ class State:
         master: Tensor,
         exp_avg: Tensor | None = None,
         exp_avg_sq: Tensor | None = None,
-    ) -> None:
-        """Set a unit's state after `step` committed steps; moments of none are zero."""
+        *,
+        hashed: int | None = None,
+    ) -> bool:
+        """Set a unit's state after `step` committed steps; moments of none are zero.
+
+        Args:
+            hashed: of a copy: the hash that its home recorded.
+
+        Returns:
+            Whether it is whole: a copy whose hash is another one stays torn.
+        """
         stamps = self.vault.stamps_U2[unit.index]
         stamps[0] = 0  # whatever was here is gone; whole again when all is written
         for tensor, value in zip(self.tensors_of(unit), (master, exp_avg, exp_avg_sq), strict=True):
@@ -206,9 +218,24 @@ class State:
                 tensor.zero_()
             else:
                 tensor.copy_(value)
-        self.vault.hashes_U[unit.index] = self.hash_of(unit)
+        found = self.hash_of(unit)
+        if hashed is not None and found != hashed:
+            return False
+        self.vault.hashes_U[unit.index] = found
         stamps[1] = step + 1
         stamps[0] = step + 1
+        return True
+
+    def recorded_hash(self, unit: Unit) -> int:
+        """What the unit's hash was at the end of its last update."""
+        return int(self.vault.hashes_U[unit.index])
+
+    def is_intact(self, unit: Unit) -> bool:
+        """Whether a unit still is as its last update left it; if not, it is torn from here on."""
+        if self.recorded_hash(unit) == self.hash_of(unit):
+            return True
+        self.vault.stamps_U2[unit.index, 0] = 0
+        return False
 
     def hash_of(self, unit: Unit) -> int:
         """`hash_tensors` of a unit."""

@@ -1,6 +1,6 @@
 """AdamW over homes, and the learning rate over the run."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -55,8 +55,7 @@ def apply_update(
     number = torch.tensor(float(update.number), device=state.device)
     corrupted = []
     for unit in units:
-        if int(vault.hashes_U[unit.index]) != state.hash_of(unit):
-            vault.stamps_U2[unit.index, 0] = 0
+        if not state.is_intact(unit):
             corrupted.append(unit.index)
             continue
         if unit.index in alone:
@@ -69,8 +68,8 @@ def apply_update(
     return tuple(corrupted)
 
 
-def refuse_corrupted(units: tuple[int, ...]) -> None:
-    """Stop here if an update found corrupted units; they are torn, so that others supply them.
+def refuse_corrupted(units: Sequence[int]) -> None:
+    """Stop here if units were found corrupted; they are torn, so that others supply them.
 
     Raises:
         CorruptedError: there are some.
@@ -89,20 +88,24 @@ def restamp(state: State, units: Iterable[Unit], step: int) -> None:
             state.vault.stamps_U2[unit.index] = step + 1
 
 
-def undo_torn(state: State) -> None:
-    """Put back the unit whose update was cut off, where its earlier state was kept."""
+def undo_torn(state: State) -> tuple[int, ...]:
+    """Put back the unit whose update was cut off, where its earlier state was kept.
+
+    Returns:
+        The unit, if what was kept is corrupted: then it stays torn.
+    """
     vault = state.vault
     index = vault.undo_unit
     if index < 0 or not state.undo:
-        return
+        return ()
     before, after = vault.stamps_U2[index]
-    if before != after:
+    is_whole = before == after
+    if not is_whole:
         unit = state.inventory.units[index]
-        for tensor, kept in zip(state.tensors_of(unit), state.undo, strict=True):
-            tensor.copy_(kept[: unit.numel])
-        vault.hashes_U[index] = state.hash_of(unit)
-        vault.stamps_U2[index, 0] = after
+        kept = (tensor[: unit.numel] for tensor in state.undo)
+        is_whole = state.fill(unit, int(after) - 1, *kept, hashed=vault.undo_hash)
     vault.set_undo(-1)
+    return () if is_whole else (index,)
 
 
 def _keep_for_undo(state: State, unit: Unit) -> None:
@@ -111,7 +114,7 @@ def _keep_for_undo(state: State, unit: Unit) -> None:
     state.vault.set_undo(-1)
     for tensor, kept in zip(state.tensors_of(unit), state.undo, strict=True):
         kept[: unit.numel].copy_(tensor)
-    state.vault.set_undo(unit.index)
+    state.vault.set_undo(unit.index, state.recorded_hash(unit))
 
 
 def _adamw(state: State, unit: Unit, number: Tensor, spec: OptimizerSpec, rate: float) -> None:

@@ -47,20 +47,20 @@ def recall(
 
     Raises:
         GangBrokenError: the generation ended first; what is whole stays whole.
-        CorruptedError: a unit here is not as it was left. It is torn from now on: whoever asks what
-            is here hears of it, and another home supplies it next time.
+        CorruptedError: a unit here, or in an adopted vault, is not as it was left. It is torn from
+            now on: whoever asks what is here hears of it, and another home supplies it next time.
         NotWholeError: a unit is not there.
     """
     step = recalled.memory.step
     sources = (homes.state, *recalled.adopted)
+    corrupted: list[int] = []
     for state in sources:
         if recalled.memory.is_snapshot:
-            restore_snapshot(state, step, like)
-            continue
-        undo_torn(state)
-        corrupted = roll_forward(job, state, step, like)
-        if state is homes.state:  # only what is in a member's own vault can be reported as torn
-            refuse_corrupted(corrupted)
+            corrupted += restore_snapshot(state, step, like)
+        else:
+            corrupted += undo_torn(state)
+            corrupted += roll_forward(job, state, step, like)
+    refuse_corrupted(corrupted)
     homes.vault.settle()  # units that come in now are prepared for nothing
     _take_from_adopted(homes, recalled.adopted, step)
     progress = _share_progress(sources, step, world, recalled.memory.progress_from, like)
@@ -112,12 +112,15 @@ def roll_forward(job: JobSpec, state: State, step: int, like: Tensor) -> tuple[i
 
 
 def _take_from_adopted(homes: Homes, adopted: Sequence[State], step: int) -> None:
+    corrupted = []
     for unit in homes.units:
-        if not is_whole(homes.state, unit, step):
-            for state in adopted:
-                if is_whole(state, unit, step):
-                    homes.state.fill(unit, step, *state.tensors_of(unit))
-                    break
+        there = [state for state in adopted if is_whole(state, unit, step)]
+        if there and not is_whole(homes.state, unit, step):
+            tensors, hashed = there[0].tensors_of(unit), there[0].recorded_hash(unit)
+            if not homes.state.fill(unit, step, *tensors, hashed=hashed):
+                there[0].is_intact(unit)  # torn there, if that is where it was corrupted
+                corrupted.append(unit.index)
+    refuse_corrupted(corrupted)
 
 
 def _share_progress(

@@ -15,13 +15,11 @@ from torch import Tensor
 from elasticmoe.plan.snapshots import SnapshotGroup
 from elasticmoe.plan.types import Unit
 from elasticmoe.runtime.groups import Group
-from elasticmoe.runtime.memory import Homes, State, hash_tensors
-from elasticmoe.runtime.moves import NotWholeError, is_whole, move_units
+from elasticmoe.runtime.memory import Homes, State, Tensors, hash_tensors
+from elasticmoe.runtime.moves import NotWholeError, find_copies, move_units
+from elasticmoe.runtime.optimizer import refuse_corrupted
 from elasticmoe.runtime.progress import Progress
 from elasticmoe.vault.snapshot import NUM_SNAPSHOTS, Snapshot
-
-Tensors = tuple[Tensor, Tensor, Tensor]
-"""Master weights and moments of a unit, flat."""
 
 
 class Room:
@@ -69,29 +67,35 @@ def take_snapshot(
 
     Raises:
         GangBrokenError: the generation ended first; the snapshot before is still there.
+        CorruptedError: so it is, because a unit is not as its last update left it.
     """
     state, units = homes.state, homes.state.inventory.units
     kept = {group.units[0]: group for group in groups if group.keeper == member}
-    room = min((Room(state, n) for n in range(NUM_SNAPSHOTS)), key=lambda room: room.about.step)
-    room.empty(but={unit.index for unit in homes.primary} | set(kept))
-    for unit in homes.primary:
-        _copy(state.tensors_of(unit), room.tensors_of(unit))
-        room.about.note((unit.index,), int(homes.vault.hashes_U[unit.index]))
-    inbox = _Inbox(room, units, kept)
-    for group in kept.values():
-        for index in group.units:
-            if member in plan_homes[index]:  # it mirrors the unit: nothing needs to be sent
-                inbox.add(units[index], state.tensors_of(units[index]))
     moves = [
         (index, plan_homes[index][0], group.keeper)
         for group in groups
         for index in group.units
         if group.keeper not in plan_homes[index]
     ]
+    sent = {index for index, _, _ in moves}
+    mirrored = [
+        units[index]
+        for group in kept.values()
+        for index in group.units
+        if index not in sent  # this member has it: nothing needs to be sent
+    ]
+    unsent = [unit for unit in homes.primary if unit.index not in sent]
+    find_copies((state,), [*unsent, *mirrored], progress.step)  # the others, when they are sent
+    room = min((Room(state, n) for n in range(NUM_SNAPSHOTS)), key=lambda room: room.about.step)
+    room.empty(but={unit.index for unit in homes.primary} | set(kept))
+    for unit in homes.primary:
+        _copy(state.tensors_of(unit), room.tensors_of(unit))
+        room.about.note((unit.index,), state.recorded_hash(unit))
+    inbox = _Inbox(room, units, kept)
+    for unit in mirrored:
+        inbox.put(unit, state.tensors_of(unit), state.recorded_hash(unit))
     move_units(moves, member, (state,), world, progress.step, receive=inbox.add)
-    for group in kept.values():
-        hashed = hash_tensors(room.tensors_of(units[group.units[0]]))
-        room.about.note(group.units, hashed)
+    inbox.note()
     loss = 0.0 if isnan(progress.running_loss) else progress.running_loss
     bias_LE = progress.bias_LE.cpu().double().numpy()
     room.about.finish(progress.step, progress.updates, bias_LE, progress.running_LE, loss)
@@ -101,36 +105,54 @@ class _Inbox:
     """Puts what arrives in its group's place: the first as it is, the others by XOR."""
 
     def __init__(self, room: Room, units: Sequence[Unit], kept: dict[int, SnapshotGroup]) -> None:
-        self._room, self._units = room, units
+        self._room, self._units, self._kept = room, units, kept
         self._head = {unit: head for head, group in kept.items() for unit in group.units}
-        self._begun: set[int] = set()
+        self._first: dict[int, int] = {}
+        """Recorded hash of the first unit that came, by group."""
 
-    def add(self, unit: Unit, tensors: Tensors) -> None:
-        """Take in a unit."""
+    def add(self, unit: Unit, tensors: Tensors, hashed: int) -> bool:
+        """Take in a unit, if it has the hash that its home recorded; returns whether it has."""
+        fits = hash_tensors(tensors) == hashed
+        if fits:
+            self.put(unit, tensors, hashed)
+        return fits
+
+    def put(self, unit: Unit, tensors: Tensors, hashed: int) -> None:
+        """Take in a unit that was found to have the hash that its home recorded."""
         head = self._units[self._head[unit.index]]
         place = self._room.tensors_of(head)
-        if head.index not in self._begun:
-            self._begun.add(head.index)
+        if head.index not in self._first:
+            self._first[head.index] = hashed
             _copy(tensors, place)
             for target in place:
                 target[unit.numel :].zero_()
         else:
             _xor(tensors, place)
 
+    def note(self) -> None:
+        """All units are here: a copy keeps the hash that its home recorded."""
+        for head, group in self._kept.items():
+            is_copy = len(group.units) == 1
+            parity = self._room.tensors_of(self._units[head])
+            hashed = self._first[head] if is_copy else hash_tensors(parity)
+            self._room.about.note(group.units, hashed)
 
-def restore_snapshot(state: State, step: int, like: Tensor) -> None:
+
+def restore_snapshot(state: State, step: int, like: Tensor) -> tuple[int, ...]:
     """Put the snapshot of a step in the place of all that is newer; harmless if done twice.
-
-    Copies that do not match their hash are left out, as if they had been lost.
 
     Args:
         like: a bias tensor; gives shape, dtype and device.
+
+    Returns:
+        Units whose copies do not have their hash; they are no part of the snapshot any more.
     """
     vault, units = state.vault, state.inventory.units
     vault.settle()
     vault.set_undo(-1)
     vault.forget(np.arange(len(units)))
     vault.clear_progress()
+    corrupted: list[int] = []
     for room in (Room(state, number) for number in range(NUM_SNAPSHOTS)):
         if room.about.step != step:
             room.about.clear()  # of a history that is given up, or older
@@ -138,12 +160,14 @@ def restore_snapshot(state: State, step: int, like: Tensor) -> None:
         whole = [units[group[0]] for group in room.about.groups() if len(group) == 1]
         state.make_room(whole)
         for unit in whole:
-            tensors = room.tensors_of(unit)
-            if hash_tensors(tensors) == int(room.about.hashes_U[unit.index]):
-                state.fill(unit, step, *tensors)
+            hashed = int(room.about.hashes_U[unit.index])
+            if not state.fill(unit, step, *room.tensors_of(unit), hashed=hashed):
+                room.about.drop([unit.index])
+                corrupted.append(unit.index)
         updates, bias_LE, running_LE, loss = room.about.read_progress()
         bias = torch.from_numpy(bias_LE).to(like)
         Progress(step, updates, bias, running_LE, loss if updates else nan).save(vault)
+    return tuple(corrupted)
 
 
 def rebuild_units(
@@ -159,6 +183,7 @@ def rebuild_units(
         sources: this member's memory; the first is its own.
 
     Raises:
+        CorruptedError: a copy is not as it was left, or the parity is not.
         NotWholeError: the parity or a copy is not there.
     """
     for index, where, others in rebuilt:
@@ -175,13 +200,12 @@ def _rebuild(index: int, others: Sequence[int], sources: Sequence[State], step: 
         head = units[found[0][0]]
         parity = room.tensors_of(head)
         if hash_tensors(parity) != int(room.about.hashes_U[head.index]):
-            continue
+            room.about.drop(found[0])
+            refuse_corrupted([index])
         a, b, c = (tensor.clone() for tensor in parity)
-        for other in (units[one] for one in others):
-            whole = next((state for state in sources if is_whole(state, other, step)), None)
-            if whole is None:
-                raise NotWholeError(f"unit {other.index}, to rebuild unit {index}, is not here")
-            _xor(whole.tensors_of(other), (a, b, c))
+        copied = [units[one] for one in others]
+        for state, other in zip(find_copies(sources, copied, step), copied, strict=True):
+            _xor(state.tensors_of(other), (a, b, c))
         unit = units[index]
         sources[0].make_room([unit])
         sources[0].fill(unit, step, a[: unit.numel], b[: unit.numel], c[: unit.numel])

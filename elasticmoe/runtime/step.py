@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from elasticmoe.errors import GangBrokenError
 from elasticmoe.model.wave import StageOutput, Wave
 from elasticmoe.runtime.gang import Gang, Stopwatch
 from elasticmoe.runtime.optimizer import (
@@ -152,23 +153,34 @@ def compare_homes(gang: Gang) -> None:
 
     Raises:
         CorruptedError: a copy of this member is wrong.
+        GangBrokenError: the generation ended first.
     """
-    mine = torch.zeros(len(gang.inventory.units), dtype=torch.int64)
-    indices = [unit.index for unit in gang.homes.units]
-    mine[indices] = torch.from_numpy(gang.homes.vault.hashes_U[indices])
+    mine, homes = torch.from_numpy(gang.homes.vault.hashes_U.copy()), gang.seat.plan.homes
     hashes_MU = gang.groups.world.gather(mine.to(gang.device)).cpu().numpy()
+    most = max(map(len, homes))
+    homes_UR = np.array([(*some, *some[:1] * (most - len(some))) for some in homes])
+    found_UR = hashes_MU[homes_UR, np.arange(len(homes))[:, None]]
+    differing = np.flatnonzero((found_UR != found_UR[:, :1]).any(axis=1)).tolist()
+    if not differing:
+        return
     wrong = []
-    for unit in indices:
-        votes = Counter(int(hashes_MU[home, unit]) for home in gang.seat.plan.homes[unit])
+    for unit in differing:
+        votes = Counter(int(hashes_MU[home, unit]) for home in homes[unit])
         (winner, count), *_ = votes.most_common()
-        if 2 * count <= votes.total() or int(mine[unit]) != winner:
+        is_wrong = 2 * count <= votes.total() or int(mine[unit]) != winner
+        if gang.seat.member in homes[unit] and is_wrong:
             wrong.append(unit)
+    gang.homes.vault.stamps_U2[wrong, 0] = 0
+    try:
+        gang.groups.world.barrier()  # nobody leaves before everybody knows what is torn
+    except GangBrokenError:
+        if not wrong:
+            raise
     if wrong:
-        gang.homes.vault.stamps_U2[wrong, 0] = 0
         raise CorruptedError(
             f"unit {wrong[0]} ({len(wrong)} in all) differs between its homes, members "
-            f"{gang.seat.plan.homes[wrong[0]]}, after step {gang.progress.step}: a processor or "
-            "memory of one of their machines is bad"
+            f"{homes[wrong[0]]}, after step {gang.progress.step}: a processor or memory of one of "
+            "their machines is bad"
         )
 
 

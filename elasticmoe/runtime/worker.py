@@ -175,6 +175,8 @@ class Service:
         self._parking = threading.Lock()
         self._parked = 0
         """Newest generation that this worker has said it has left."""
+        self._adopted: list[tuple[int, Vault]] = []
+        """Vaults of dead workers that it reads to join a generation."""
         mailbox.on_peer_died = self._park_early
 
     def _report_part(self, written: Written) -> None:
@@ -197,7 +199,11 @@ class Service:
                 return
             self._parked = generation
         step, copies = self._mailbox.step, self._copies()
-        report = WorkerParked(generation, self._worker, step, reason, copies, code)
+        adopted = [
+            read_copies(vault, worker, is_alive=False)
+            for worker, vault in (self._adopted if code == CorruptedError.code else ())
+        ]
+        report = WorkerParked(generation, self._worker, step, reason, copies, code, tuple(adopted))
         self._mailbox.send(report)
 
     def _park_early(self, generation: int, reason: str) -> None:
@@ -209,6 +215,7 @@ class Service:
 
     def _take_part(self, form: FormGang, current: Current) -> None:
         gang = self._join(form, current)
+        self._adopted = []  # what is in them is of no use from here on
         self._mailbox.step = gang.progress.step
         formed = GangFormed(form.generation, self._worker, gang.progress.step + 1, gang.seconds)
         self._mailbox.send(formed)
@@ -234,7 +241,11 @@ class Service:
             self._workplace, self._vault_path = workplace, form.vault
         start: Checkpoint | Recall | None = None
         if form.memory is not None:
-            start = Recall(form.memory, tuple(self._adopt(path) for _, path in form.adopted))
+            states = tuple(self._adopt(path) for _, path in form.adopted)
+            self._adopted = [
+                (dead, state.vault) for (dead, _), state in zip(form.adopted, states, strict=True)
+            ]
+            start = Recall(form.memory, states)
         elif form.checkpoint is not None:
             start = open_checkpoint_at(form.checkpoint)
         rendezvous = Rendezvous(form.store_host, form.store_port, form.generation)
@@ -287,16 +298,17 @@ class Service:
                 self._mailbox.send(replace(report, snapshot_s=snapshot_s))
             last = "stop" in actions or step == job.schedule.steps
             pauses = "pause" in actions and not last
-            if last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0:
+            saves = last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0
+            interval = job.protection.hash_interval_steps
+            if interval and (saves or actions or step % interval == 0):
+                compare_homes(gang)  # before anything is written, kept or moved
+            if saves:
                 self._writer.take(gang)
             for command in commands:
                 if command.action == "protect":
                     assert command.plan is not None, "protection is restored by a plan"
                     gang.rehome(Plan.from_json(command.plan))
             snapshot_s = _take_snapshot(gang) if "snapshot" in actions else 0.0
-            interval = job.protection.hash_interval_steps
-            if interval and (last or step % interval == 0):
-                compare_homes(gang)
             if pauses:
                 gang.groups.world.barrier()  # nobody hangs up on a peer that still listens
             if last or pauses:

@@ -74,6 +74,10 @@ class Snapshot:
             self._next_U[unit] = behind + 1
         self.hashes_U[group[0]] = hashed
 
+    def drop(self, group: Sequence[int]) -> None:
+        """The copy of a unit, or the parity of several, is not here any more."""
+        self._next_U[list(group)] = 0
+
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """What is here, ascending: a copy is a group of one unit, a parity one of several."""
         here = np.flatnonzero(self._next_U)

@@ -21,7 +21,8 @@ from elasticmoe.vault.layout import NUM_HEAD_WORDS, VaultLayout
 
 MAGIC: Final = 0x656C61737469636D  # "elasticm"
 _LAYOUT_WORDS: Final = slice(1, 7)
-_GENERATION, _PREPARED, _FINITE, _VOTED, _UNDO_UNIT, _MORTAL, _LOSS = 8, 9, 10, 11, 12, 13, 14
+_GENERATION, _PREPARED, _FINITE, _VOTED = 8, 9, 10, 11
+_UNDO_UNIT, _MORTAL, _LOSS, _UNDO_HASH = 12, 13, 14, 15
 _SLOTS: Final = (16, 24)
 """First word of each progress slot: step + 1 (0: empty), updates, then six float64."""
 _NUM_EXTRAS: Final = 6
@@ -212,8 +213,14 @@ class Vault:
         """The unit whose earlier state is kept; -1: none."""
         return int(self._head[_UNDO_UNIT]) - 1
 
-    def set_undo(self, unit: int) -> None:
-        """Name the unit whose earlier state is kept whole; -1: none."""
+    @property
+    def undo_hash(self) -> int:
+        """Of the state that is kept."""
+        return int(self._head[_UNDO_HASH])
+
+    def set_undo(self, unit: int, hashed: int = 0) -> None:
+        """Name the unit whose earlier state is kept whole, and that state's hash; -1: none."""
+        self._head[_UNDO_HASH] = hashed
         self._head[_UNDO_UNIT] = unit + 1
 
     def _slot(self, step: int) -> int | None:

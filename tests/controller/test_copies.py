@@ -2,8 +2,12 @@
 
 import pytest
 
+from elasticmoe.controller.casualties import worker_parked
 from elasticmoe.controller.copies import count_missing, find_sources, has_progress, settle_step
-from elasticmoe.messages.worker import Copies
+from elasticmoe.controller.number_map import NumberMap
+from elasticmoe.controller.roster import Worker
+from elasticmoe.controller.state import JobState, KnownVault, Roster, WorkerStatus
+from elasticmoe.messages.worker import Copies, WorkerParked
 
 
 def vault(
@@ -80,3 +84,25 @@ def test_progress_can_be_rolled_forward_too() -> None:
     assert has_progress(PREPARED, 8)
     assert has_progress(NEW, 8)
     assert not has_progress(OLD, 8)
+
+
+def test_a_dead_workers_vault_that_was_found_corrupted_is_known_to_be_torn() -> None:
+    def copies(worker: int, *torn: int) -> Copies:
+        left = tuple(unit for unit in range(4) if unit not in torn)
+        return Copies(worker, 1, 7, 7, 7, whole=((7, left),), torn=torn)
+
+    reader = Worker(2, "a", WorkerStatus.BUSY, 0.0)
+    state = JobState(
+        generation=2,
+        workers=Roster().with_workers([reader]),
+        vaults=NumberMap({1: KnownVault("a", copies(1))}),
+    )
+    given_up = copies(0, 3)  # its vault was closed meanwhile
+    report = WorkerParked(
+        2, 2, 7, "unit 3 did not match", copies(2), "corrupted", (copies(1, 3), given_up)
+    )
+
+    after, _ = worker_parked(state, report)
+
+    known = {owner: vault.copies for owner, vault in after.vaults.items()}
+    assert known == {1: copies(1, 3), 2: copies(2)}

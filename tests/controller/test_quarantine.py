@@ -2,10 +2,11 @@
 
 from fake_gang import PARK_S
 from fake_job import small_job
-from fake_world import World, decisions
+from fake_world import World, assert_sound, decisions
 from survival import done, plans, rungs
 
-from elasticmoe.controller.decisions import Casualty, Quarantine, Stay
+from elasticmoe.controller.decisions import Casualty, Quarantine, Recover, Stay
+from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.quarantine import suspect_of
 from elasticmoe.messages.worker import WorkerParked
 
@@ -27,6 +28,32 @@ def corrupt(world: World, worker: int) -> None:
     copies = vault.copies(worker)
     parked = WorkerParked(gang.generation, worker, 0, BAD, copies, "corrupted")
     world.report(0, worker, parked)
+
+
+def disagree(world: World) -> int:
+    """Two homes of a unit, on two nodes, find that they differ: neither is trusted. The unit."""
+    gang = world.gang
+    assert gang is not None
+    homes = [tuple(gang.members[at] for at in some) for some in gang.plan.homes]
+    unit = next(
+        u
+        for u, some in enumerate(homes)
+        if {world.alive.get(worker) for worker in some} == {"a", "b"}
+    )
+    world.fired.append(f"disagree {homes[unit]}")
+    gang.broken = True
+    for member in gang.members:
+        if member not in homes[unit]:
+            world.later(PARK_S, lambda member=member: gang._park(member, "connection closed"))
+    for worker in homes[unit]:
+        vault = world.vaults[worker]
+        if vault.voted == vault.step + 1:
+            vault.apply(1)
+        vault.torn.add(unit)
+        text = f"unit {unit} (1 in all) differs between its homes"
+        copies = vault.copies(worker)
+        world.report(0, worker, WorkerParked(gang.generation, worker, 0, text, copies, "corrupted"))
+    return unit
 
 
 def on(world: World, node: str) -> int:
@@ -85,6 +112,27 @@ def test_faults_of_several_nodes_at_once_put_nobody_in_quarantine() -> None:
 
     assert len(world.fired) == 8
     assert decisions(world, Quarantine) == []
+
+
+def test_two_homes_that_differ_are_both_distrusted_and_no_node_is_blamed() -> None:
+    world = World(job=small_job(checkpoint={"interval_steps": 5}))
+    units: list[int] = []
+    for step in (8, 13, 18):
+        world.on_step[step] = lambda: units.append(disagree(world))
+
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == len(units) == 3
+    assert world.state.phase is Phase.DONE
+    recoveries = decisions(world, Recover)
+    assert [one.rung for one in recoveries] == ["checkpoint"] * 3
+    assert [one.step for one in recoveries] == [5, 10, 15]
+    for one, unit in zip(recoveries, units, strict=True):
+        assert f"no whole copy of unit {unit} " in "; ".join(one.passed_over)
+        assert sum(sign.code == "corrupted" for sign in one.evidence) == 2
+    assert decisions(world, Quarantine) == []
+    assert_sound(world)
 
 
 def test_faults_far_apart_are_chance() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -117,9 +118,16 @@ class Crew:
         self._go_on(self.plan, copies, settled, position, forms=forms)
         return settled
 
-    def replace_from_peers(self, dead: int, *, forms: bool = True) -> Settled:
-        """A new process without the dead one's memory, as on another node: it gets copies."""
+    def replace_from_peers(
+        self, dead: int, *, forms: bool = True, meanwhile: Callable[[], None] = lambda: None
+    ) -> Settled:
+        """A new process without the dead one's memory, as on another node: it gets copies.
+
+        Args:
+            meanwhile: called when everybody has parked.
+        """
         copies = [c for at, c in enumerate(self.inventory_of_copies((dead,))) if at != dead]
+        meanwhile()
         settled = settle_step(copies, self.committed)
         assert settled is not None
         self.workers[dead] = Worker(self.job, self.numbers)
@@ -130,7 +138,7 @@ class Crew:
         self._go_on(self.plan, copies, settled, position, forms=forms)
         return settled
 
-    def fail_over(self, *dead: int, keep_vaults: bool = False) -> Settled:
+    def fail_over(self, *dead: int, keep_vaults: bool = False, forms: bool = True) -> Settled:
         """The survivors go on alone; a survivor reads the vaults of the dead, if they are kept."""
         copies = self.inventory_of_copies(dead)
         left = [member for member in range(len(self.workers)) if member not in dead]
@@ -148,7 +156,7 @@ class Crew:
         self.workers = [self.workers[member] for member in left]
         members = tuple(Member(w.number, self.plan.members[0].node, "d") for w in self.workers)
         self.plan = make_plan(self.job, self.inventory, members, present=present)
-        self._go_on(self.plan, copies, settled, position, adopted)
+        self._go_on(self.plan, copies, settled, position, adopted, forms=forms)
         return settled
 
     def copies_of(self, member: int) -> Copies:
@@ -165,6 +173,10 @@ class Crew:
     def go_back_again(self, dead: int, copies: list[Copies], step: int) -> FromMemory:
         """A member's process died on the way back; another one of its node reads what it left."""
         self.workers[dead] = self._heir_of(dead)
+        return self._put_back(list(self.plan.members), copies, step)
+
+    def go_back_together(self, copies: list[Copies], step: int) -> FromMemory:
+        """Nobody is gone, and all go back to a snapshot."""
         return self._put_back(list(self.plan.members), copies, step)
 
     def _heir_of(self, dead: int) -> Worker:

@@ -109,9 +109,10 @@ def test_a_replacement_that_dies_while_it_copies_is_replaced_by_one_that_copies_
     crew = trained_pair(tmp_path, crews)
     crew.kill(1)
 
-    def fill_one(state: State, *arguments: Any) -> None:
-        fill(state, *arguments)
+    def fill_one(state: State, *arguments: Any, **named: Any) -> bool:
+        is_whole = fill(state, *arguments, **named)
         stop_myself()
+        return is_whole
 
     fill = State.fill
     with monkeypatch.context() as patch:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crews import Crew, make_job, undisturbed
+from flips import flip
 from gangs import plan_for
 
-from elasticmoe.messages.worker import Instruct, WorkerFailed
+from elasticmoe.controller.snapshots import is_whole
+from elasticmoe.messages.worker import BreakGang, Instruct, WorkerParked
 from elasticmoe.plan.types import Unit
 from elasticmoe.runtime.memory import State
 from elasticmoe.vault.snapshot import Snapshot
@@ -134,23 +136,60 @@ def test_a_member_that_is_killed_while_it_puts_the_snapshot_back_costs_no_furthe
     assert worst < 1e-8
 
 
+def flip_own_copy(crew: Crew, member: int, step: int) -> int:
+    """Flip a bit in a member's snapshot, in its own copy of a unit; returns the unit."""
+    vault = Vault(crew.workers[member].vault)
+    (about,) = [one for one in (Snapshot(vault, n) for n in (0, 1)) if one.step == step]
+    unit = next(u for u, homes in enumerate(crew.plan.homes) if homes == (member,))
+    assert (unit,) in about.groups()
+    flip(crew, vault, unit, about.tensors)
+    return unit
+
+
 def test_a_copy_whose_bits_have_flipped_is_not_gone_on_with(
     tmp_path: Path, crews: list[Crew]
 ) -> None:
     crew = begin(tmp_path, crews, "copy", workers=2)
     step = take(crew, 1)
-    vault = Vault(crew.workers[0].vault)
-    (about,) = [one for one in (Snapshot(vault, n) for n in (0, 1)) if one.step == step]
-    unit = about.groups()[0][0]
-    start = sum(one.numel for one in crew.inventory.units[:unit])
-    vault.array(np.int64, (vault.layout.numel,), about.tensors[0])[start] ^= 1
+    unit = flip_own_copy(crew, 0, step)
 
     crew.kill(1)
     crew.go_back(1, crew.inventory_of_copies((1,)), step)
 
-    failed = crew.workers[0].next(WorkerFailed)
-    assert failed.code == "not_whole"
-    assert f"unit {unit} " in failed.message
+    parked = crew.workers[0].next(WorkerParked)
+    assert parked.code == "corrupted"
+    assert f"unit {unit} (1 in all)" in parked.reason
+    assert parked.copies is not None
+    assert [one.step for one in parked.copies.snapshots] == [step]
+    assert not is_whole([parked.copies], step, len(crew.inventory.units))
+
+
+def test_a_copy_whose_bits_have_flipped_comes_from_who_keeps_the_other(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    crew = begin(tmp_path, crews, "copy", workers=2)
+    plan, step = crew.plan, take(crew, 1)
+    crew.train(1)
+    unit = flip_own_copy(crew, 0, step)
+
+    crew.go_back_together(crew.inventory_of_copies(()), step)
+    parked = crew.workers[0].next(WorkerParked)
+    assert f"unit {unit} (1 in all)" in parked.reason
+    crew.workers[1].tell(BreakGang(crew.generation))
+    other = crew.workers[1].next(WorkerParked)
+    assert parked.copies is not None
+    assert other.copies is not None
+    memory = crew.go_back_together([parked.copies, other.copies], step)
+    crew.formed()
+    state = crew.finish(step + 4, command=1)
+
+    assert [(index, origin) for index, origin, _ in memory.moves if index == unit] == [(unit, 1)]
+    expected = undisturbed(crew.job, plan, crew.committed, crews)
+    worst = max(
+        np.abs(state[unit] - expected[unit]).max() / max(np.abs(expected[unit]).max(), 1e-300)
+        for unit in expected
+    )
+    assert worst < 1e-8
 
 
 def test_snapshots_take_the_memory_of_two_however_many_are_taken(
