@@ -45,15 +45,10 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
     behind = any(vault.torn or 0 <= vault.step < newest for vault in known)
     if behind or newest - 1 in steps or newest not in steps:
         return Settled(newest, True, f"step {newest} had begun to be applied")
-    unprepared = [
-        vault.worker
-        for vault in known
-        if vault.prepared != newest + 1 and any(step == newest for step, _ in vault.whole)
-    ]
-    if unprepared:
-        return Settled(
-            newest, False, f"worker {unprepared[0]} was not prepared for step {newest + 1}"
-        )
+    for vault in known:
+        if vault.prepared != newest + 1 and any(step == newest for step, _ in vault.whole):
+            reason = f"worker {vault.worker} was not prepared for step {newest + 1}"
+            return Settled(newest, False, reason)
     return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}")
 
 

@@ -5,7 +5,7 @@ event makes a recovery quadratic. Here a change copies one shard and the list of
 twice the root of the size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 Value = TypeVar("Value")
@@ -46,6 +46,14 @@ class NumberMap(Mapping[int, Value]):
     def __iter__(self) -> Iterator[int]:
         for place in sorted(self._shards):
             yield from sorted(self._shards[place])
+
+    def items(self) -> ItemsView[int, Value]:
+        """As of any mapping, but nothing is looked up."""
+        return {
+            number: shard[number]
+            for _, shard in sorted(self._shards.items())
+            for number in sorted(shard)
+        }.items()
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, NumberMap):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.copies import Settled, count_missing, has_progress, settle_step
 from elasticmoe.controller.number_map import NumberMap
-from elasticmoe.controller.state import JobState, KnownVault, Worker, WorkerStatus
+from elasticmoe.controller.state import JobState, KnownVault, Worker, WorkerStatus, having
 from elasticmoe.messages.commands import ForgetVaults
 from elasticmoe.messages.worker import Copies, GangEnded
 
@@ -146,9 +146,10 @@ def is_current(state: JobState, vault: KnownVault) -> bool:
 
 def usable(state: JobState) -> Iterator[tuple[int, str, Copies]]:
     """Vaults that nobody works in: of the dead, and of workers that wait. Owner, node, copies."""
+    others = [status for status in WorkerStatus if status is not WorkerStatus.IDLE]
+    working = {worker.number for worker in having(state, *others)}
     for owner, vault in state.vaults.items():
-        worker = state.workers.get(owner)
-        if worker is not None and worker.status is not WorkerStatus.IDLE:
+        if owner in working:
             continue
         if vault.copies is not None and is_current(state, vault):
             yield owner, vault.node, vault.copies

@@ -42,27 +42,13 @@ def plan_homes(
     return add_mirrors(members, tuple((p,) for p in primary_U), numel_U, redundancy)
 
 
-def missing_elements(holders: Holders, numel_U: IntArray, present: Present) -> int:
-    """Elements of the units that no holder has a copy of: what has to move before training goes
-    on."""
-    missing: list[int] = []
-    for held, units in groupby(range(len(holders)), key=holders.__getitem__):
-        has_none = frozenset(held).isdisjoint
-        missing += [unit for unit in units if has_none(present.get(unit, ()))]
-    return int(numel_U[missing].sum())
-
-
-def prefer_copies(holders: Holders, present: Present) -> Holders:
-    """Narrow every unit's holders down to those with a copy, if there are any: the candidates for
-    its primary home."""
+def holders_with_copy(holders: Holders, present: Present) -> Holders:
+    """Those of every unit's holders that have a copy of it, in the order of `present`; of a unit
+    without any, a copy has to move before training goes on."""
     found: list[tuple[int, ...]] = []
     for held, units in groupby(range(len(holders)), key=holders.__getitem__):
         is_holder = frozenset(held).__contains__
-        for unit in units:
-            with_copy = tuple(filter(is_holder, present.get(unit, ())))
-            if len(with_copy) > 1:
-                with_copy = tuple(sorted(with_copy))
-            found.append(with_copy or held)
+        found += [tuple(filter(is_holder, present.get(unit, ()))) for unit in units]
     return found
 
 
@@ -80,7 +66,7 @@ def keep_homes(
     becomes a mirror who has no copy: see `protection.restore_protection`.
 
     Args:
-        candidates: for primary homes, from `prefer_copies`.
+        candidates: for primary homes.
 
     Returns:
         Per unit between 1 and min(redundancy, M) different positions in `members`.

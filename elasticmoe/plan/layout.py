@@ -1,6 +1,7 @@
 """Cuts the network into stages and the gang into the workers of each stage.
 
-Letters: L = layers, W = workers, S = stages, K = ways to cut the network.
+Letters: L = layers, W = workers, S = stages, K = ways to cut the network, N = ways that are tried,
+R = what a stage costs with 0, 1, ... more workers, up to all that are left.
 Ranges of layers are written [first, end).
 """
 
@@ -239,40 +240,42 @@ def _add_stage(ways: _Ways, needed_LL: IntArray, square_LL: FloatArray, limit_L:
     Args:
         limit_L: workers that may be used up to an end, so that the layers behind get theirs.
     """
-    found: list[_Ways] = []
-    for end in np.flatnonzero(limit_L > 0):
-        shorter = slice(np.searchsorted(ways.end_K, end))
-        first_K = ways.end_K[shorter]
-        used_K = ways.used_K[shorter] + needed_LL[first_K, end]
-        square_K = ways.square_K[shorter] + square_LL[first_K, end]
-        order = np.lexsort((square_K, used_K))
-        order = order[used_K[order] <= limit_L[end]]
-        least_K = np.minimum.accumulate(np.append(np.inf, square_K[order]))
-        order = order[square_K[order] < least_K[:-1]]
-        found.append(_Ways(np.full(len(order), end), used_K[order], square_K[order], order))
-    return _Ways(
-        np.concatenate([part.end_K for part in found]),
-        np.concatenate([part.used_K for part in found]),
-        np.concatenate([part.square_K for part in found]),
-        np.concatenate([part.before_K for part in found]),
-    )
+    used_KL = ways.used_K[:, None] + needed_LL[ways.end_K]
+    is_longer_KL = np.arange(len(limit_L)) > ways.end_K[:, None]
+    before_N, end_N = np.nonzero(is_longer_KL & (used_KL <= limit_L))
+    used_N = used_KL[before_N, end_N]
+    square_N = ways.square_K[before_N] + square_LL[ways.end_K[before_N], end_N]
+    order_N = np.lexsort((square_N, used_N, end_N))
+    kept: list[int] = []
+    least = dict.fromkeys(range(len(limit_L)), math.inf)
+    columns = order_N.tolist(), end_N[order_N].tolist(), square_N[order_N].tolist()
+    for way, end, square in zip(*columns, strict=True):
+        if square < least[end]:
+            least[end] = square
+            kept.append(way)
+    return _Ways(end_N[kept], used_N[kept], square_N[kept], before_N[kept])
 
 
 def _hand_out_rest(cuts: list[Cut], costs: _RangeCosts, workers: int) -> tuple[Cut, ...]:
     """Give workers that the bottleneck does not need to whichever stage is slowest, one by one."""
-    counts = [cut.workers for cut in cuts]
-    rest = workers - sum(counts)
+    rest = workers - sum(cut.workers for cut in cuts)
     if not rest:
         return tuple(cuts)
     # The stages that get one are those with the `rest` largest costs on the way down; all but
     # ties are handed out at once.
-    cost_SW = np.array([costs.by_workers(cut.first_layer, cut.end_layer) for cut in cuts])
-    cost_SW[np.arange(workers) < np.array(counts)[:, None] - 1] = -np.inf
-    last = np.partition(cost_SW, -rest, axis=None)[-rest]
-    counts = (np.array(counts) + (cost_SW > last).sum(axis=1)).tolist()
+    cost_of = [costs.by_workers(cut.first_layer, cut.end_layer) for cut in cuts]
+    cost_SR = np.array(
+        [
+            cost_W[cut.workers - 1 : cut.workers + rest]
+            for cut, cost_W in zip(cuts, cost_of, strict=True)
+        ]
+    )
+    last = np.partition(cost_SR, -rest, axis=None)[-rest]
+    more_S = (cost_SR > last).sum(axis=1)
+    counts = [cut.workers + more for cut, more in zip(cuts, more_S.tolist(), strict=True)]
 
     def entry(stage: int) -> tuple[float, int, int]:
-        return -float(cost_SW[stage, counts[stage] - 1]), counts[stage], stage
+        return -float(cost_of[stage][counts[stage] - 1]), counts[stage], stage
 
     slowest_first = [entry(stage) for stage in range(len(cuts))]
     heapify(slowest_first)

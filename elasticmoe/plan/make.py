@@ -1,15 +1,12 @@
 """Makes a plan: the one place that decides who computes and who keeps what."""
 
+from itertools import compress
+from operator import not_
+
 from elasticmoe.errors import PlanError
 from elasticmoe.plan.experts import decide_holding, plan_slots
-from elasticmoe.plan.holders import unit_holders, unit_sizes
-from elasticmoe.plan.homes import (
-    Present,
-    keep_homes,
-    missing_elements,
-    plan_homes,
-    prefer_copies,
-)
+from elasticmoe.plan.holders import IntArray, unit_holders, unit_sizes
+from elasticmoe.plan.homes import Holders, Present, holders_with_copy, keep_homes, plan_homes
 from elasticmoe.plan.keep import keep_members, keep_slots
 from elasticmoe.plan.layout import Cut, even_ranges, plan_cuts, plan_members
 from elasticmoe.plan.schedule import plan_timetable
@@ -44,16 +41,23 @@ def make_plan(
     if present is None:
         homes = plan_homes(members, holders, numel_U, redundancy)
         return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
-    if missing := missing_elements(holders, numel_U, present):
+    with_copy = holders_with_copy(holders, present)
+    if missing := _elements_without(with_copy, numel_U):
         stage_of_block = {b: s for s, stage in reversed([*enumerate(stages)]) for b in stage.blocks}
         named = keep_members(members, sizes, stage_of_block, inventory, present)
         kept = _lay_out(job, inventory, cuts, named, present)
         kept_holders = unit_holders(inventory, *kept)
-        if missing_elements(kept_holders, numel_U, present) < missing:
-            (stages, slots), holders = kept, kept_holders
-    candidates = prefer_copies(holders, present)
+        kept_with_copy = holders_with_copy(kept_holders, present)
+        if _elements_without(kept_with_copy, numel_U) < missing:
+            (stages, slots), holders, with_copy = kept, kept_holders, kept_with_copy
+    candidates = [copies or held for copies, held in zip(with_copy, holders, strict=True)]
     homes = keep_homes(members, candidates, numel_U, redundancy, present)
     return Plan(members, stages, slots, homes, job.batch.num_waves, job.batch.wave_samples)
+
+
+def _elements_without(with_copy: Holders, numel_U: IntArray) -> int:
+    """What has to move before training goes on: elements of units that no holder has."""
+    return sum(compress(numel_U.tolist(), map(not_, with_copy)))
 
 
 def _lay_out(
