@@ -45,7 +45,7 @@ def evaluate(job: JobSpec, checkpoint: Checkpoint) -> Evaluation:
     """Score a checkpoint on the first held-out samples of the job's sources.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or its model's outputs are not finite.
         DataError: nothing is held out, or the data cannot be read.
     """
     model = WholeModel(checkpoint, seq_len=job.data.seq_len)

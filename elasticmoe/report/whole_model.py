@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from elasticmoe.checkpoint.read import Checkpoint
+from elasticmoe.errors import CheckpointError
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.plan.make import make_plan
 from elasticmoe.plan.types import Member
@@ -50,8 +51,18 @@ class WholeModel:
         self._bias_LE = checkpoint.read("bias").to(self._device)
 
     def logits(self, ids_ST: Tensor) -> Tensor:
-        """Next-token logits, [S, T, V] in at least fp32; T is at most `seq_len`."""
-        return self._stage.logits(ids_ST.to(self._device), self._bias_LE)
+        """Next-token logits, [S, T, V] in at least fp32; T is at most `seq_len`.
+
+        Raises:
+            CheckpointError: they are not finite; a job may end before the guard of steps says so.
+        """
+        logits_STV = self._stage.logits(ids_ST.to(self._device), self._bias_LE)
+        if not bool(logits_STV.isfinite().all()):
+            raise CheckpointError(
+                "what this checkpoint's model computes is not finite. Take an earlier checkpoint, "
+                "or train with a lower optimizer.learning_rate."
+            )
+        return logits_STV
 
     def generate(
         self, prompt: Sequence[int], *, num_tokens: int, temperature: float, seed: int

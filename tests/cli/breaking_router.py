@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from torch import Tensor
 
 from elasticmoe.model.router import LinearRouter
@@ -14,6 +15,8 @@ class BreakingRouter(LinearRouter):
     _waves = 0
 
     def forward(self, tokens_TD: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # evaluated
+            return super().forward(tokens_TD)
         self._waves += 1
         first, last = map(int, os.environ[WAVES].split("-"))
         scores = super().forward(tokens_TD)

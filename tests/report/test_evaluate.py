@@ -1,10 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from untrained import build_job, write_untrained
 
+from elasticmoe.errors import CheckpointError
+from elasticmoe.plan.types import Unit
 from elasticmoe.report.evaluate import bits_per_byte, evaluate, read_heldout, sample_text
 from elasticmoe.report.whole_model import WholeModel
 from elasticmoe.runtime.tokenizer import ByteTokenizer
@@ -39,6 +42,23 @@ def test_a_score_does_not_depend_on_the_split_into_batches(
     pieces = [bits_per_byte(model, row[None], ByteTokenizer()) for row in heldout]
 
     assert whole == pytest.approx(float(np.mean(pieces)), rel=1e-5)
+
+
+def test_a_model_that_was_trained_to_infinity_is_an_error_and_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def infinite(model: Any, inventory: Any, unit: Unit, *args: Any) -> torch.Tensor:
+        return torch.full((unit.numel,), float("inf"))
+
+    monkeypatch.setattr("untrained.initial_unit", infinite)
+    job = build_job(tmp_path)
+    checkpoint = write_untrained(job)
+
+    with pytest.raises(CheckpointError, match=r"is not finite\. Take an earlier checkpoint"):
+        evaluate(job, checkpoint)
+    whole = WholeModel(checkpoint, seq_len=job.data.seq_len)
+    with pytest.raises(CheckpointError, match="is not finite"):
+        sample_text(whole, ByteTokenizer(), "the ")
 
 
 def test_held_out_samples_are_bounded(tmp_path: Path) -> None:
