@@ -12,7 +12,13 @@ from elasticmoe.plan.cost import (
 )
 from elasticmoe.plan.experts import step_tokens
 from elasticmoe.plan.holders import BoolArray, IntArray, home_matrix, unit_sizes
-from elasticmoe.plan.memory import MemoryUse, chosen_option, plan_memory, protection_options
+from elasticmoe.plan.memory import (
+    MemoryUse,
+    ProtectionOption,
+    chosen_option,
+    plan_memory,
+    protection_options,
+)
 from elasticmoe.plan.schedule import Durations, bubble_share
 from elasticmoe.plan.survival import plan_survival
 from elasticmoe.plan.types import Inventory, Plan
@@ -267,9 +273,14 @@ def _protection(job: JobSpec, inventory: Inventory, plan: Plan) -> tuple[str, ..
             format_amount(option.homes_bytes),
             format_amount(option.prepared_bytes),
             format_amount(option.further_bytes),
-            f"{format_amount(option.sent_bytes)} per {option.sent_per}",
+            _sent(option),
         )
         for option in protection_options(job, inventory, plan)
     ]
     header = ("protection, mean per worker", "homes", "prepared", "further copies", "sent")
     return format_table(header, rows)
+
+
+def _sent(option: ProtectionOption) -> str:
+    amounts = ((option.step_bytes, "step"), (option.snapshot_bytes, "snapshot"))
+    return " + ".join(f"{format_amount(sent)} per {per}" for sent, per in amounts if sent) or "0 B"
