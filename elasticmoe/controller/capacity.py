@@ -6,8 +6,10 @@ from collections.abc import Set as AbstractSet
 from elasticmoe.controller.avoided import avoided_nodes, next_end_s, num_staying
 from elasticmoe.controller.casualties import (
     add_casualties,
+    death_of,
     decide_fence_silent,
     is_needed,
+    noted,
 )
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Fence, Gather, LookAgain, Stop
@@ -83,7 +85,9 @@ def worker_died(state: JobState, event: WorkerDied) -> Outcome:
             for casualty in state.casualties
         )
         return _without(replace(state, casualties=told), (worker,), ()), ()
-    casualty = Casualty("died", event.worker, event.node, event.evidence, event.log)
+    casualty = death_of(state, event)
+    if casualty.code:
+        state = noted(state, casualty.step, casualty.code)
     return _without(state, (worker,), (casualty,)), ()
 
 

@@ -296,7 +296,10 @@ class Gang:
     def _report_step(self, step: int) -> None:
         self.instructed = max([self.instructed, *(number for number, _, _ in self.agreed)])
         samples = ((step - 1) * SAMPLES, step * SAMPLES)
-        done = StepDone(self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed)
+        metrics = {"skipped": step in self.world.skipped}
+        done = StepDone(
+            self.generation, step, STEP_S, 1.0 / step, metrics, samples, self.instructed
+        )
         self.world.report(self.world.report_s, self.members[0], done)
 
     def _committed(self, step: int) -> None:

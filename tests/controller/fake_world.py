@@ -97,6 +97,8 @@ class World:
     part_s: float = PART_S
     """From a step's end to the report that a member's part of its checkpoint is durable."""
     starts_die: bool = False
+    skipped: set[int] = field(default_factory=set)
+    """Steps that change nothing."""
     fails_at: dict[int, str] = field(default_factory=dict)
     """Step -> error code that member 0 ends with, every time."""
     crash: str = ""
