@@ -103,7 +103,7 @@ def train(job: JobSpec) -> JobState:
     brain.take(TermBegan(0.0, 1, "benchmark"))
     for number in range(job.workers.replicas // PER_NODE):
         domain = f"domain-{number % 16}"
-        brain.take(NodeUp(0.0, f"node-{number}", domain, "host", PER_NODE, 2**40))
+        brain.take(NodeUp(0.0, f"node-{number}", domain, "host", PER_NODE, 2**42))
     brain.hear(WorkerReady(worker, worker) for worker in tuple(brain.state.workers))
     brain.hear(GangFormed(1, worker, 1, {}) for worker in brain.state.members)
     samples = (0, job.batch.global_samples)

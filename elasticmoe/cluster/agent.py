@@ -76,9 +76,8 @@ class Agent:
         """What a controller that has just taken over must know, as lines of events."""
         self._outbox.heard()
         config = self.config
-        up = NodeUp(
-            0.0, config.node, config.domain, config.host, config.capacity, config.memory_bytes
-        )
+        place = config.node, config.domain, config.host, config.capacity
+        up = NodeUp(0.0, *place, config.memory_bytes, len(config.devices))
         ready = [WorkerReady(w.number, w.pid) for w in self._workers.values() if w.ready]
         return [to_line(message) for message in (up, *ready)]
 

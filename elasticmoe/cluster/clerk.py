@@ -20,7 +20,7 @@ from elasticmoe.checkpoint.write import delete_checkpoint, seal, step_directory
 from elasticmoe.errors import ElasticMoEError, PlanError
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.plan.make import make_plan
-from elasticmoe.plan.memory import host_bytes, plan_memory
+from elasticmoe.plan.memory import find_overfull, host_bytes, plan_memory
 from elasticmoe.plan.types import Inventory, Member
 from elasticmoe.runtime.data import SampleReader
 from elasticmoe.spec.job import JobSpec
@@ -105,14 +105,13 @@ def check_memory(job: JobSpec, inventory: Inventory, nodes: list[dict[str, Any]]
     plan = make_plan(job, inventory, tuple(members))
     use = plan_memory(job, inventory, plan)
     needed = host_bytes(plan, use, homes_on_host=on_cpu, device_is_host=on_cpu)
-    for node in nodes:
-        asked, there = needed.get(node["node"], 0), node["memory_bytes"]
-        if asked > there:
-            raise PlanError(
-                f"node {node['node']} has {there:,} bytes of memory left, the plan for "
-                f"{len(members)} workers puts {asked:,} there. Add nodes, lower "
-                "batch.global_samples or protection.redundancy, or choose a smaller model."
-            )
+    overfull = find_overfull(needed, {node["node"]: node["memory_bytes"] for node in nodes})
+    if overfull is not None:
+        raise PlanError(
+            f"node {overfull.node} has {overfull.there_bytes:,} bytes of memory left, the plan for "
+            f"{len(members)} workers puts {overfull.needed_bytes:,} there. Add nodes, lower "
+            "batch.global_samples or protection.redundancy, or choose a smaller model."
+        )
 
 
 def seal_checkpoint(

@@ -46,6 +46,12 @@ def next_end_s(state: JobState) -> float | None:
     return min((end_s(state, name) for name in shunned_nodes(state)), default=None)
 
 
+def last_end_s(state: JobState) -> float:
+    """When a node was last given back that was kept away from; 0: none was."""
+    ends = (end_s(state, name) for name in {*state.leaving, *state.quarantines} & {*state.nodes})
+    return max((end for end in ends if end <= state.now_s), default=0.0)
+
+
 def num_staying(state: JobState) -> int:
     """Living workers on nodes that are not avoided."""
     living = state.workers.count(*LIVING)

@@ -1,19 +1,24 @@
 """Nodes, workers and room: who is there, and how many more could be."""
 
 import heapq
+from collections.abc import Set as AbstractSet
 
-from elasticmoe.controller.avoided import avoided_nodes, num_staying
+from elasticmoe.controller.avoided import avoided_nodes, next_end_s, num_staying
 from elasticmoe.controller.casualties import (
     add_casualties,
+    death_of,
     decide_fence_silent,
     is_needed,
+    noted,
 )
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Fence, Gather, LookAgain, Stop
 from elasticmoe.controller.ending import decide_stop
+from elasticmoe.controller.fitting import crowded_nodes
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.recovery import backoff_s
 from elasticmoe.controller.state import (
+    LIVING,
     START_PATIENCE_S,
     JobState,
     Node,
@@ -35,7 +40,10 @@ from elasticmoe.messages.worker import WorkerReady
 
 def node_up(state: JobState, event: NodeUp) -> Outcome:
     """A node is there, new or again."""
-    node = Node(event.node, event.domain, event.host, event.capacity, event.memory_bytes)
+    node = Node(
+        event.node, event.domain, event.host, event.capacity, event.memory_bytes,
+        event.num_devices,
+    )  # fmt: skip
     known = state.nodes.get(event.node)
     if known == node:
         return state, ()
@@ -77,7 +85,9 @@ def worker_died(state: JobState, event: WorkerDied) -> Outcome:
             for casualty in state.casualties
         )
         return _without(replace(state, casualties=told), (worker,), ()), ()
-    casualty = Casualty("died", event.worker, event.node, event.evidence, event.log)
+    casualty = death_of(state, event)
+    if casualty.code:
+        state = noted(state, casualty.step, casualty.code)
     return _without(state, (worker,), (casualty,)), ()
 
 
@@ -153,23 +163,34 @@ def free_on(state: JobState, node: str) -> int:
     return max(known.capacity - len(state.workers.on_node(node)), 0)
 
 
-def room(state: JobState) -> int:
-    """Living workers and those that could be started, on nodes that are not avoided."""
-    return num_staying(state) + sum(free_places(state).values())
+def room(state: JobState, crowded: AbstractSet[str] = frozenset()) -> int:
+    """Living workers and those that could be started, on nodes that are not avoided.
+
+    Args:
+        crowded: nodes of which only members of the gang count.
+    """
+    strangers = sum(
+        number not in state.positions and state.workers[number].status in LIVING
+        for node in crowded - avoided_nodes(state)
+        for number in state.workers.on_node(node)
+    )
+    free = sum(places for name, places in free_places(state).items() if name not in crowded)
+    return num_staying(state) - strangers + free
 
 
 def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
-    """Number new workers and spread them: each goes to the node with the fewest."""
+    """Number new workers and spread them: each goes to the node with the fewest, to one that was
+    found too small only if no other has room."""
     free = free_places(state)
     taken = {name: state.nodes[name].capacity - free[name] for name in free}
-    nodes = [(taken[name], name) for name in sorted(free) if free[name]]
+    nodes = [(name in state.crowded, taken[name], name) for name in sorted(free) if free[name]]
     heapq.heapify(nodes)
     hires: list[tuple[int, str]] = []
     while nodes and len(hires) < count:
-        used, name = heapq.heappop(nodes)
+        is_crowded, used, name = heapq.heappop(nodes)
         hires.append((state.next_worker + len(hires), name))
         if used + 1 < state.nodes[name].capacity:
-            heapq.heappush(nodes, (used + 1, name))
+            heapq.heappush(nodes, (is_crowded, used + 1, name))
     return tuple(hires)
 
 
@@ -188,6 +209,11 @@ def decide_waiting(state: JobState) -> Gather | Fence | Stop | LookAgain | None:
     if silent is not None:
         return silent
     workers = state.spec.workers
+    crowded = crowded_nodes(state)
+    elsewhere = sum(free for name, free in free_places(state).items() if name not in crowded)
+    if crowded and (not elsewhere or num_staying(state) >= workers.replicas):
+        end_s = next_end_s(state)
+        return None if end_s is None else LookAgain(end_s)
     fitting = room(state)
     if fitting >= workers.replicas:
         return decide_gather(state, f"there is room for the {workers.replicas} workers wanted")

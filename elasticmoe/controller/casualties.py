@@ -15,10 +15,13 @@ from elasticmoe.controller.state import (
     with_status,
 )
 from elasticmoe.controller.vaults import with_report
-from elasticmoe.controller.wording import listed, workers_named
-from elasticmoe.messages.events import WorkerSilent
+from elasticmoe.controller.wording import is_cause, listed, workers_named
+from elasticmoe.messages.events import WorkerDied, WorkerSilent
 from elasticmoe.messages.worker import MOST_SKIPPED, STEPS_SKIPPED, WorkerFailed, WorkerParked
 
+OWN_SIGNALS: Final = {4: "sigill", 6: "sigabrt", 7: "sigbus", 8: "sigfpe", 11: "sigsegv"}
+"""Signals that a program brings upon itself, and what they are called as the code of a failure. Not
+SIGKILL: anybody sends that, and the kernel to whoever it finds when a machine lacks memory."""
 GANG_PHASES: Final = (Phase.FORMING, Phase.TRAINING, Phase.DRAINING)
 """A generation runs: losing a member ends it."""
 
@@ -73,7 +76,7 @@ def worker_parked(state: JobState, report: WorkerParked) -> Outcome:
         )
         state = add_casualties(state, (sign,))
         if skipped:
-            state = _noted(state, step, report.code)
+            state = noted(state, step, report.code)
     return state, ()
 
 
@@ -89,14 +92,32 @@ def worker_failed(state: JobState, report: WorkerFailed, node: str) -> Outcome:
             return stale(state)
         kept = tuple(one for one in state.casualties if one.worker != report.worker)
         state = replace(state, casualties=(*kept, replace(casualty, log=died[0].log)))
-        return _noted(state, report.step, report.code), ()
+        return noted(state, report.step, report.code), ()
     is_old = report.worker in state.positions and report.generation < state.generation
     if is_old or worker.status is WorkerStatus.LEAVING:
         return stale(state)
     if is_needed(state, report.worker):
         state = add_casualties(state, (casualty,))
-    state = _noted(state, report.step, report.code)
+    state = noted(state, report.step, report.code)
     return with_status(state, (report.worker,), WorkerStatus.LEAVING), ()
+
+
+def death_of(state: JobState, event: WorkerDied) -> Casualty:
+    """A process that has ended, and whether by something it did in its step.
+
+    Only the first cause of a fault counts: whose peers are gone may end by an abort, too.
+    """
+    casualty = Casualty("died", event.worker, event.node, event.evidence, event.log)
+    number = event.evidence.removeprefix("killed by signal ")
+    code = OWN_SIGNALS.get(int(number), "") if number.isdecimal() else ""
+    is_first = not any(map(is_cause, state.casualties))
+    trained = state.phase in (Phase.TRAINING, Phase.DRAINING) or (
+        state.phase is Phase.BREAKING and state.outage is not None and state.outage.in_step
+    )
+    if not code or not is_first or not trained or event.worker not in state.positions:
+        return casualty
+    known = event.copies.step if event.copies is not None else 0
+    return replace(casualty, code=code, step=max(known, state.committed_step) + 1)
 
 
 def worker_silent(state: JobState, event: WorkerSilent) -> Outcome:
@@ -129,7 +150,8 @@ def repeated_failure(state: JobState) -> Casualty | None:
     """A failure that was recovered from before, with the same code at the same step; of skipped
     steps, some that were skipped before."""
     for casualty in state.casualties:
-        if casualty.kind != "failed" and casualty.code != STEPS_SKIPPED:
+        own = casualty.kind == "died" and casualty.code
+        if casualty.kind != "failed" and casualty.code != STEPS_SKIPPED and not own:
             continue
         reach = MOST_SKIPPED if casualty.code == STEPS_SKIPPED else 1
         for failure in state.failures:
@@ -145,7 +167,8 @@ def last_update(state: JobState) -> int | None:
     return min(ends) - MOST_SKIPPED if ends else None
 
 
-def _noted(state: JobState, step: int, code: str) -> JobState:
+def noted(state: JobState, step: int, code: str) -> JobState:
+    """Remember a failure, to tell whether the next one is the same."""
     failure = Failure(state.episode, step, code)
     if failure in state.failures:
         return state

@@ -62,6 +62,10 @@ class Form:
     """Not none: start from what is in the workers' vaults; `checkpoint` is none."""
     newcomers: tuple[int, ...] = ()
     """Members that were not in the generation before."""
+    crowded: tuple[str, ...] = ()
+    """Nodes with too little memory for a layout with all workers that are ready."""
+    unprotected: bool = False
+    """Units lack homes, and the nodes have no memory for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ class Recover:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Too few workers: wait for nodes. The last rung."""
+    """Too few workers, or too little memory: wait for nodes. The last rung."""
 
     at_s: float
     step: int
@@ -224,6 +228,8 @@ class Wait:
     """Whether `step` is in the vaults that are left; else it is the newest checkpoint's."""
     open_step: int = 0
     """As in `Recover`."""
+    crowded: tuple[str, ...] = ()
+    """Nodes with too little memory for any layout of what is left; none: workers are missing."""
 
 
 @dataclass(frozen=True, slots=True)

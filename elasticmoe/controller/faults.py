@@ -3,7 +3,7 @@
 from math import inf
 
 from elasticmoe.controller import vaults
-from elasticmoe.controller.capacity import free_places
+from elasticmoe.controller.capacity import free_places, kills
 from elasticmoe.controller.casualties import decide_fence_silent, last_update, repeated_failure
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
@@ -19,6 +19,7 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.ending import decide_stop
+from elasticmoe.controller.fitting import with_crowded
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import no_longer_exposed
 from elasticmoe.controller.quarantine import decide_quarantine, suspected
@@ -44,11 +45,13 @@ from elasticmoe.controller.state import (
     WorkerStatus,
     counted,
     having,
+    with_status,
 )
 from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
 from elasticmoe.controller.wording import described, is_cause, workers_named
 from elasticmoe.messages.commands import BreakGeneration, Command
 from elasticmoe.messages.worker import STEPS_SKIPPED
+from elasticmoe.plan.memory import Overfull
 from elasticmoe.spec.job import Rung
 
 
@@ -84,11 +87,16 @@ def decide_breaking(
     return decision
 
 
-def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) -> Damage:
+def survey(
+    state: JobState,
+    refused_rungs: tuple[tuple[Rung, str], ...] = (),
+    crowded: tuple[Overfull, ...] = (),
+) -> Damage:
     """Everything that a recovery is decided upon.
 
     Args:
         refused_rungs: those that turned out not to work, and why.
+        crowded: nodes that have too little memory for the layouts that were made.
     """
     protection, workers = state.spec.protection, state.spec.workers
     dead = dead_members(state)
@@ -129,6 +137,7 @@ def survey(state: JobState, refused_rungs: tuple[tuple[Rung, str], ...] = ()) ->
         backoff_s=protection.restart_backoff_s,
         first_error=state.first_error or _first_error(state.casualties, refused_rungs),
         skip_rungs=protection.skip_rungs,
+        crowded=crowded,
     )
 
 
@@ -172,7 +181,16 @@ def apply_recover(state: JobState, decision: Recover) -> Outcome:
 def apply_wait(state: JobState, decision: Wait) -> Outcome:
     """Nothing to do until nodes come."""
     state, commands = _answered(state, decision, from_memory=decision.from_memory)
-    return replace(state, rung="failover" if decision.from_memory else "checkpoint"), commands
+    state = replace(state, rung="failover" if decision.from_memory else "checkpoint")
+    if not decision.crowded:
+        return state, commands
+    state = with_crowded(state, decision.crowded)
+    if decision.from_memory:
+        return state, commands
+    # Nothing of theirs is needed, and others are to be started where there is more room.
+    gone = tuple(one for one in having(state, WorkerStatus.IDLE) if one.node in decision.crowded)
+    state = with_status(state, tuple(worker.number for worker in gone), WorkerStatus.LEAVING)
+    return state, (*commands, *kills(gone, decision.reason))
 
 
 def _decide_waiting(state: JobState) -> Fence | LookAgain | None:

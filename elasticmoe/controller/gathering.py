@@ -1,6 +1,6 @@
 """Who is in the next generation, and from where it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from elasticmoe.controller.avoided import avoided_nodes, num_staying
@@ -19,6 +19,7 @@ from elasticmoe.controller.decisions import (
 )
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import survey
+from elasticmoe.controller.fitting import in_words, overfull_by_protection, overfull_node
 from elasticmoe.controller.memory import plan_recall
 from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import (
@@ -40,7 +41,9 @@ from elasticmoe.controller.state import (
 from elasticmoe.controller.vaults import shortage
 from elasticmoe.controller.wording import listed, plural
 from elasticmoe.errors import PlanError
+from elasticmoe.messages.worker import FromMemory
 from elasticmoe.plan.make import make_plan
+from elasticmoe.plan.memory import Overfull
 from elasticmoe.plan.types import Member, Plan
 from elasticmoe.spec.job import Rung
 
@@ -101,7 +104,7 @@ def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | Look
 def _decide_retry(state: JobState) -> Next:
     if dead_members(state):
         return _reconsider(state, "retry", "a member is gone")
-    return _form_from_memory(state, "retry", state.members, {}, state.plan)
+    return _form_as_before(state, "retry", state.members, {})
 
 
 def _decide_replace(state: JobState) -> Next:
@@ -119,7 +122,7 @@ def _decide_replace(state: JobState) -> Next:
         return decide_starting(state)
     workers = tuple(newcomer.get(number, number) for number in state.members)
     replaced = {new: dead for dead, new in replacements.found}
-    return _form_from_memory(state, "replace", workers, replaced, state.plan)
+    return _form_as_before(state, "replace", workers, replaced)
 
 
 def _decide_failover(state: JobState, rung: Rung) -> Next:
@@ -135,8 +138,39 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
         return reader
     if avoided_nodes(state) and _lacks_memory(state, ready, rung):
         ready = _ready(state, avoided=frozenset())  # who was to be left has what nobody else has
-    workers = tuple(worker.number for worker in ready)
-    return _form_from_memory(state, rung, workers, {}, _layout_to_grow(state, workers))
+    return _form_in_memory_there_is(state, rung, ready)
+
+
+def _form_in_memory_there_is(state: JobState, rung: Rung, ready: tuple[Worker, ...]) -> Next:
+    """With everybody, or without those who bring nothing but need memory that their node has not.
+    If no layout fits, more workers are started where there is room, else the ladder decides."""
+    crowded, chosen = list[Overfull](), ready
+    while True:
+        workers = tuple(worker.number for worker in chosen)
+        plan = _layout_to_grow(state, workers)
+        recalled = _recall(state, rung, workers, {}, plan)
+        if not isinstance(recalled, tuple):
+            return recalled
+        overfull = overfull_node(state, recalled[0])
+        if overfull is None:
+            return _form_recalled(state, *recalled, crowded)
+        crowded.append(overfull)
+        fewer = _without_strangers(state, chosen, overfull.node)
+        if len(fewer) in (len(chosen), 0) or len(fewer) < state.spec.workers.min:
+            break
+        chosen = fewer
+    more = _decide_number(state, state.spec.workers.replicas)
+    return decide_recovery(survey(state, crowded=tuple(crowded))) if more is None else more
+
+
+def _without_strangers(
+    state: JobState, workers: tuple[Worker, ...], node: str
+) -> tuple[Worker, ...]:
+    """Leave out those of a node whose memory nobody needs; if there are none, of all nodes."""
+    orphaned = {vault.node for owner, vault in state.vaults.items() if owner not in state.workers}
+    strangers = [w for w in workers if w.number not in state.vaults and w.node not in orphaned]
+    there = [worker for worker in strangers if worker.node == node]
+    return tuple(worker for worker in workers if worker not in (there or strangers))
 
 
 def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
@@ -222,41 +256,72 @@ def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
     )
 
 
-def _form_from_memory(
+def _form_as_before(
+    state: JobState, rung: Rung, workers: tuple[int, ...], replaced: Mapping[int, int]
+) -> Form | Recover | Wait | GiveUp:
+    """In the layout that there was: it fitted."""
+    recalled = _recall(state, rung, workers, replaced, state.plan)
+    return _form_recalled(state, *recalled) if isinstance(recalled, tuple) else recalled
+
+
+def _recall(
     state: JobState,
     rung: Rung,
     workers: tuple[int, ...],
     replaced: Mapping[int, int],
     plan: Plan | None,
-) -> Form | Recover | Wait | GiveUp:
+) -> tuple[Plan, FromMemory] | Recover | Wait | GiveUp:
+    """A layout and what it takes from where in memory; none: make one for these workers."""
     assert state.settled_step is not None, "a rung of memory has settled the step"
     step, members = state.settled_step, _members(state, workers)
     try:
-        laid_out, memory = plan_recall(
+        return plan_recall(
             state, members, step=step, replaced=replaced, plan=plan, is_snapshot=rung == "snapshot"
         )
     except PlanError as error:
         return _reconsider(state, rung, str(error))
+
+
+def _form_recalled(
+    state: JobState, plan: Plan, memory: FromMemory, crowded: Sequence[Overfull] = ()
+) -> Form:
     where = "the snapshot of" if memory.is_snapshot else "memory at"
-    reason = f"{plural(len(members), 'worker')} go on from {where} step {step}"
-    return replace(_form(state, laid_out, step, reason), memory=memory)
+    reason = f"{plural(len(plan.members), 'worker')} go on from {where} step {memory.step}"
+    overfull = overfull_by_protection(state, plan)
+    if overfull is not None:
+        reason += f"; units that lack homes get none: {in_words(overfull)}"
+    form = _form(state, plan, memory.step, reason, crowded)
+    return replace(form, memory=memory, unprotected=overfull is not None)
 
 
-def _form_afresh(state: JobState) -> Form | GiveUp:
-    members = _members(state, tuple(worker.number for worker in _ready(state)))
+def _form_afresh(state: JobState) -> Form | Recover | Wait | GiveUp:
+    """With as many as fit: a node that is too small has none."""
     assert state.job is not None, "no job was submitted"
-    try:
-        plan = make_plan(state.job.spec, state.job.inventory, members)
-    except PlanError as error:
-        return GiveUp(state.now_s, error.code, "", f"no plan for {len(members)} workers: {error}")
+    crowded, workers = list[Overfull](), _ready(state)
+    while True:
+        members = _members(state, tuple(worker.number for worker in workers))
+        try:
+            plan = make_plan(state.job.spec, state.job.inventory, members)
+        except PlanError as error:
+            reason = f"no plan for {len(members)} workers: {error}"
+            return GiveUp(state.now_s, error.code, "", reason)
+        overfull = overfull_node(state, plan)
+        if overfull is None:
+            break
+        crowded.append(overfull)
+        workers = tuple(worker for worker in workers if worker.node != overfull.node)
+        if len(workers) < state.spec.workers.min:
+            return decide_recovery(survey(state, crowded=tuple(crowded)))
     start = state.newest
     reason = f"{plural(len(members), 'worker')} start from {origin(start)}"
-    form = _form(state, plan, start.step if start else 0, reason)
+    form = _form(state, plan, start.step if start else 0, reason, crowded)
     return replace(form, checkpoint=start.uri if start else None)
 
 
-def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
+def _form(state: JobState, plan: Plan, step: int, reason: str, crowded: Sequence[Overfull]) -> Form:
     workers = tuple(member.worker for member in plan.members)
+    if crowded:
+        reason += f", without others that are ready: {in_words(crowded[0])}"
     return Form(
         at_s=state.now_s,
         generation=state.generation + 1,
@@ -269,6 +334,7 @@ def _form(state: JobState, plan: Plan, step: int, reason: str) -> Form:
         first_command=state.next_command,
         reason=reason,
         newcomers=tuple(number for number in workers if number not in state.positions),
+        crowded=tuple(overfull.node for overfull in crowded),
     )
 
 

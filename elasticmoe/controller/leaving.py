@@ -155,17 +155,18 @@ def apply_stay(state: JobState, decision: Stay) -> Outcome:
 
 
 def let_go(state: JobState) -> Outcome:
-    """A gang trains without those who were to leave: they end."""
+    """A gang trains without those who were to leave, or whose nodes are too small: they end."""
+    crowded = state.form.crowded if state.form else ()
     numbers = [
         number
-        for node in avoided_nodes(state)
+        for node in avoided_nodes(state).union(crowded)
         for number in state.workers.on_node(node)
         if number not in state.positions
         and state.workers[number].status is not WorkerStatus.LEAVING
     ]
     gone = tuple(state.workers[number] for number in sorted(numbers))
     state = with_status(state, tuple(worker.number for worker in gone), WorkerStatus.LEAVING)
-    return state, kills(gone, "the gang has moved off this node")
+    return state, kills(gone, "the gang trains without this node")
 
 
 def _decide_others(

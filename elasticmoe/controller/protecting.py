@@ -15,6 +15,8 @@ def decide_protect(state: JobState) -> Protect | None:
     """Give every unit its homes back, unless the gang was told to already."""
     if state.exposed_since_s is None or state.protect is not None:
         return None
+    if state.form is not None and state.form.unprotected:  # there is no room for more homes
+        return None
     assert state.job is not None, "no job was submitted"
     assert state.plan is not None, "a gang that trains has a plan"
     redundancy = state.spec.protection.redundancy

@@ -40,6 +40,8 @@ class Progress:
     """When each of the steps was reported."""
     snapshot_s: float = 0.0
     """Time that the last snapshot between the steps took; 0: there was none."""
+    skipped: tuple[int, ...] = ()
+    """Those of the steps that the numerical guard had change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def as_progress(event: Event) -> Progress | None:
         instructed=done.instructed,
         arrivals=(event.at_s,),
         snapshot_s=done.snapshot_s,
+        skipped=(done.step,) if done.metrics.get("skipped") else (),
     )
 
 
@@ -112,6 +115,7 @@ def fold(earlier: Progress, later: Progress) -> Progress | None:
         seconds=earlier.seconds + later.seconds,
         arrivals=earlier.arrivals + later.arrivals,
         snapshot_s=later.snapshot_s or earlier.snapshot_s,
+        skipped=earlier.skipped + later.skipped,
     )
 
 

@@ -6,9 +6,11 @@ from typing import Final
 
 from elasticmoe.controller.copies import Settled
 from elasticmoe.controller.decisions import Casualty, GiveUp, Recover, Wait
+from elasticmoe.controller.fitting import in_words
 from elasticmoe.controller.state import MAX_BACKOFF_S, Checkpoint, FirstError
 from elasticmoe.controller.wording import described, plural, workers_named
 from elasticmoe.messages.worker import STEPS_SKIPPED
+from elasticmoe.plan.memory import Overfull
 from elasticmoe.spec.job import Rung
 
 MOST_RETRIES: Final = 2
@@ -73,6 +75,9 @@ class Damage:
     backoff_s: float
     first_error: FirstError
     skip_rungs: tuple[Rung, ...] = ()
+    crowded: tuple[Overfull, ...] = ()
+    """Nodes with too little memory for any layout of what is left; none: one fits, or has not been
+    made yet. One that has trained fits."""
 
 
 def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
@@ -81,7 +86,9 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     A cause that follows the work is not cured by trying again, so it ends the job; so does a
     series of recoveries without progress. All else goes on with the least loss that is possible:
     from memory where every unit has a copy, else from the newest checkpoint; with replacements
-    where there is room, on fewer workers where not: nobody waits for a spare.
+    where there is room, on fewer workers where not: nobody waits for a spare. Where what is left
+    cannot hold the model there is nothing but to wait: a lower rung would give up steps and need
+    as much memory.
     """
     if damage.repeated is not None:
         return _give_up_repeated(damage, damage.repeated)
@@ -91,7 +98,8 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     for rung, refuse in LADDER:
         refusal = _left_out(damage, rung) or refuse(damage)
         if not refusal:
-            if _too_few(damage) and rung in ("failover", "snapshot", "checkpoint"):
+            lacks_room = _too_few(damage) or damage.crowded
+            if lacks_room and rung in ("failover", "snapshot", "checkpoint"):
                 return _wait(damage, rung)
             return _recover(damage, rung, tuple(passed_over))
         passed_over.append(f"{rung}: {refusal}")
@@ -259,10 +267,10 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
         "failover": f"memory at step {step}",
         "snapshot": f"the snapshot of step {step} ({plural(redo, 'step')} to redo)",
     }.get(rung, f"{origin(damage.newest)} ({plural(redo, 'step')} to redo)")
-    reason = (
-        f"{_what(damage)}; {plural(workers, 'worker')} can run and workers.min is "
-        f"{damage.minimum}: waiting for nodes, to go on from {where}"
-    )
+    lacking = f"{plural(workers, 'worker')} can run and workers.min is {damage.minimum}"
+    if not _too_few(damage):
+        lacking = f"{plural(workers, 'worker')} can run, but {in_words(damage.crowded[0])}"
+    reason = f"{_what(damage)}; {lacking}: waiting for nodes, to go on from {where}"
     return Wait(
         at_s=damage.at_s,
         step=step,
@@ -271,6 +279,7 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
         evidence=damage.casualties,
         reason=reason,
         from_memory=rung != "checkpoint",
+        crowded=tuple(one.node for one in damage.crowded),
         open_step=_open_step(damage, rung),
     )
 
@@ -278,6 +287,8 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
 def _what(damage: Damage) -> str:
     if damage.casualties:
         return described(damage.casualties)
+    if damage.crowded:
+        return "what is left cannot hold the model"
     return "; ".join(why for _, why in damage.refused_rungs) or "fewer workers are left"
 
 

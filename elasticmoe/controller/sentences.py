@@ -80,4 +80,6 @@ def _exposed(state: JobState) -> str:
         return ""
     lack = "one home" if redundancy == 2 else "too few homes"
     have = "has" if exposed == 1 else "have"
+    if state.form is not None and state.form.unprotected:
+        return f"{plural(exposed, 'unit')} {have} {lack}: no node has memory for more"
     return f"{plural(exposed, 'unit')} {have} {lack} until protection is restored"

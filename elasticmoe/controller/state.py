@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from elasticmoe.controller.changing import replace
@@ -68,6 +69,9 @@ class Node:
     capacity: int
     """Workers the job was granted there."""
     memory_bytes: int
+    """That the job may use there; 0: not known."""
+    num_devices: int = 0
+    """Accelerators there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,10 @@ class JobState:
     quarantines: Mapping[str, Quarantined] = field(default_factory=dict)
     """By node, also those that are over."""
     capacity_changed_s: float = 0.0
+    crowded: tuple[str, ...] = ()
+    """Nodes with too little memory for the layouts that were made."""
+    crowded_s: float = -inf
+    """When that was found last; more room may change it."""
     workers: Roster = field(default_factory=Roster)
     """All that are not known to be dead, by number."""
     next_worker: int = 0

@@ -22,7 +22,7 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.record import Decided, Entry, Progress, Record
-from elasticmoe.controller.wording import command_failed, plural
+from elasticmoe.controller.wording import command_failed, listed, plural
 from elasticmoe.messages.events import (
     CheckpointLost,
     CheckpointSealed,
@@ -95,6 +95,10 @@ class Story:
         return None
 
     def _progress(self, entry: Progress) -> str | None:
+        told = (self._restored(entry), _skipped(entry))
+        return "; ".join(filter(None, told)) or None
+
+    def _restored(self, entry: Progress) -> str | None:
         begun = self._protect
         if begun is None or entry.instructed < begun.number:
             return None
@@ -153,6 +157,13 @@ def _submitted(entry: JobSubmitted) -> str:
 def _node(entry: NodeUp) -> str:
     where = "" if entry.domain in ("", entry.node) else f" in {entry.domain}"
     return f"node {entry.node}{where} is up"
+
+
+def _skipped(entry: Progress) -> str | None:
+    if not entry.skipped:
+        return None
+    steps = f"step{'' if len(entry.skipped) == 1 else 's'} {listed(entry.skipped)}"
+    return f"{steps} changed no weights: not finite, or the loss rose beyond its bound"
 
 
 def _unsaved(step: int, why: str) -> str:

@@ -66,6 +66,9 @@ class NodeUp:
     capacity: int
     """Workers the job was granted on this node."""
     memory_bytes: int
+    """That the job may use there; 0: not known."""
+    num_devices: int = 0
+    """Accelerators; without any, workers compute in the node's own memory."""
 
 
 @dataclass(frozen=True, slots=True)

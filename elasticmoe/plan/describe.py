@@ -12,7 +12,12 @@ from elasticmoe.plan.cost import (
 )
 from elasticmoe.plan.experts import step_tokens
 from elasticmoe.plan.holders import BoolArray, IntArray, home_matrix, unit_sizes
-from elasticmoe.plan.memory import MemoryUse, chosen_option, plan_memory, protection_options
+from elasticmoe.plan.memory import (
+    MemoryUse,
+    chosen_option,
+    plan_memory,
+    protection_options,
+)
 from elasticmoe.plan.schedule import Durations, bubble_share
 from elasticmoe.plan.survival import plan_survival
 from elasticmoe.plan.types import Inventory, Plan

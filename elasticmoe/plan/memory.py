@@ -1,14 +1,18 @@
 """What a plan puts into each worker's memory.
 
-Shapes: M = members.
+Shapes: M = members, U = units, E = experts of one layer, W = workers of one stage, C = homes of all
+units, one after another.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from elasticmoe.plan.experts import compute_bytes, master_bytes
-from elasticmoe.plan.holders import IntArray, holder_matrix, home_matrix, unit_sizes
+from elasticmoe.plan.holders import IntArray, unit_sizes
 from elasticmoe.plan.schedule import waves_in_flight
 from elasticmoe.plan.snapshots import PARITY_GROUP, plan_snapshots
 from elasticmoe.plan.types import Inventory, Plan, Stage
@@ -70,19 +74,20 @@ class ProtectionOption:
 
 def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
     """Add up what every member keeps."""
-    holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
-    homes_UM = home_matrix(plan.homes, len(plan.members))
-    numel_U = unit_sizes(inventory)
-    primary_UM = np.zeros_like(homes_UM)
-    primary_UM[np.arange(len(numel_U)), [homes[0] for homes in plan.homes]] = True
+    num_members, numel_U = len(plan.members), unit_sizes(inventory)
+    num_homes_U = np.fromiter(map(len, plan.homes), np.int64, len(numel_U))
+    home_C = np.fromiter(chain.from_iterable(plan.homes), np.int64, int(num_homes_U.sum()))
+    primary_U = home_C[np.cumsum(num_homes_U) - num_homes_U]
+    held_M, num_holders_U = _held(inventory, plan, numel_U)
+    homed_M = _sums(home_C, np.repeat(numel_U, num_homes_U), num_members)
+    primary_M = _sums(primary_U, numel_U, num_members)
     master, compute = master_bytes(job), compute_bytes(job)
-    held_M, homed_M = numel_U @ holders_UM, numel_U @ homes_UM
-    away_M = numel_U @ (holders_UM & ~primary_UM)
-    gathered_M = (numel_U * (holders_UM.sum(axis=1) - 1)) @ primary_UM
-    mirrored_M = numel_U @ (homes_UM & ~primary_UM)
-    forwarded_M = (numel_U * (homes_UM.sum(axis=1) - 1)) @ primary_UM
+    away_M = held_M - primary_M  # a unit's primary home holds it
+    gathered_M = _sums(primary_U, numel_U * (num_holders_U - 1), num_members)
+    mirrored_M = homed_M - primary_M
+    forwarded_M = _sums(primary_U, numel_U * (num_homes_U - 1), num_members)
     exchanged_M = away_M + gathered_M
-    alone_M = homes_UM[homes_UM.sum(axis=1) == 1].any(axis=0)
+    alone_M = _sums(primary_U, num_homes_U == 1, num_members) > 0
     return MemoryUse(
         weights_M=compute * held_M,
         gradients_M=master * held_M,
@@ -90,8 +95,45 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
         prepared_M=master * homed_M,
         buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
         activations_M=_activation_bytes(job, inventory, plan),
-        snapshots_M=_snapshot_bytes(job, inventory, plan, numel_U @ primary_UM),
+        snapshots_M=_snapshot_bytes(job, inventory, plan, primary_M),
     )
+
+
+def _held(inventory: Inventory, plan: Plan, numel_U: IntArray) -> tuple[IntArray, IntArray]:
+    """Elements that each member holds, [M], and how many hold each unit, [U]."""
+    held_M, num_holders_U = np.zeros(len(plan.members), np.int64), np.zeros_like(numel_U)
+    for stage in plan.stages:
+        members = list(stage.members)
+        for block in stage.blocks:
+            units = inventory.units_of_block[block]
+            if not units:
+                continue
+            rows = slice(units[0].index, units[-1].index + 1)
+            if not inventory.blocks[block].is_experts:
+                held_M[members] += numel_U[rows].sum()
+                num_holders_U[rows] += len(members)
+                continue
+            slots = plan.slots[block]  # a layer's experts are equally large, one unit each
+            held_M[members] += units[0].numel * _slot_counts(slots)
+            num_holders_U[rows] += _holders_of_experts(slots, len(units))
+    return held_M, num_holders_U
+
+
+def _slot_counts(slots: tuple[tuple[int, ...], ...]) -> IntArray:
+    return np.fromiter(map(len, slots), np.int64, len(slots))
+
+
+def _holders_of_experts(slots: tuple[tuple[int, ...], ...], num_experts: int) -> IntArray:
+    """How many workers of a stage hold each expert of a layer, [E]."""
+    if all(len(experts) == num_experts for experts in slots):
+        return np.full(num_experts, len(slots), np.int64)
+    held = np.fromiter(chain.from_iterable(slots), np.int64)
+    return np.bincount(held, minlength=num_experts)
+
+
+def _sums(member_C: IntArray, numel_C: IntArray, num_members: int) -> IntArray:
+    """Add up elements by member, int64 [M]."""
+    return np.bincount(member_C, numel_C, num_members).astype(np.int64)
 
 
 def _snapshot_bytes(
@@ -176,52 +218,91 @@ def host_bytes(
         homes_on_host: homes live in shared memory rather than on the device.
         device_is_host: workers compute on the CPU.
     """
+    on_host = homes_on_host or device_is_host
+    bytes_M = use.shared_M if on_host else use.snapshots_M
+    if device_is_host:
+        bytes_M = bytes_M + use.compute_M
     needed: dict[str, int] = {}
-    for position, member in enumerate(plan.members):
-        on_host = homes_on_host or device_is_host
-        shared = int((use.shared_M if on_host else use.snapshots_M)[position])
-        compute = int(use.compute_M[position]) if device_is_host else 0
-        needed[member.node] = needed.get(member.node, 0) + shared + compute
+    for member, needs in zip(plan.members, bytes_M.tolist(), strict=True):
+        needed[member.node] = needed.get(member.node, 0) + needs
     return needed
+
+
+@dataclass(frozen=True, slots=True)
+class Overfull:
+    """A node that a plan puts more on than it holds."""
+
+    node: str
+    needed_bytes: int
+    there_bytes: int
+
+
+def find_overfull(
+    needed: Mapping[str, int], there: Mapping[str, int], further_bytes: int = 0
+) -> Overfull | None:
+    """Name the node that lacks most memory; none: everything fits, as far as is known.
+
+    Args:
+        needed: bytes by node, of `host_bytes`.
+        there: bytes by node; 0 where it is not known.
+        further_bytes: that each node must have beside.
+    """
+    lacking = [
+        Overfull(node, asked + further_bytes, there[node])
+        for node, asked in needed.items()
+        if 0 < there.get(node, 0) < asked + further_bytes
+    ]
+    return max(
+        lacking, key=lambda one: (one.needed_bytes - one.there_bytes, one.node), default=None
+    )
 
 
 def _activation_bytes(job: JobSpec, inventory: Inventory, plan: Plan) -> IntArray:
     """Activations of all waves in flight; recomputed layers keep their input, and one its rest."""
     bytes_M = np.zeros(len(plan.members), dtype=np.int64)
     for stage in plan.stages:
-        waves = waves_in_flight(stage.timetable)
-        for worker, member in enumerate(stage.members):
-            bytes_M[member] = _wave_bytes(job, inventory, plan, stage, worker, waves)
+        bytes_M[list(stage.members)] = _stage_activation_bytes(job, inventory, plan, stage)
     return bytes_M
 
 
-def _wave_bytes(
-    job: JobSpec, inventory: Inventory, plan: Plan, stage: Stage, worker: int, waves: int
-) -> int:
-    start, end = stage.samples[worker]
-    tokens = (end - start) * job.data.seq_len
-    input_bytes = tokens * job.model.hidden_size * compute_bytes(job)
+def _stage_activation_bytes(
+    job: JobSpec, inventory: Inventory, plan: Plan, stage: Stage
+) -> npt.NDArray[np.float64]:
+    """Of each worker of a stage, [W]."""
+    samples_W = np.array([end - start for start, end in stage.samples], dtype=np.float64)
+    tokens_W = samples_W * job.data.seq_len
     first, behind = job.model.recompute_layers or (0, 0)
-    kept, again = 0.0, dict[int, float]()
+    kept_W = np.zeros_like(tokens_W)
+    again = dict[int, npt.NDArray[np.float64]]()
     for index in stage.blocks:
         block = inventory.blocks[index]
-        rows: float = tokens
+        rows_W = tokens_W
         if block.is_experts:
-            rows = _routed_rows(job, plan, stage, worker, index)
-        needed = block.activation_bytes_per_token * rows
+            rows_W = _routed_rows(job, plan, plan.slots[index], samples_W)
+        needed_W = block.activation_bytes_per_token * rows_W
         if first <= block.layer < behind:
-            again[block.layer] = again.get(block.layer, 0.0) + needed
+            again[block.layer] = again.get(block.layer, 0.0) + needed_W
         else:
-            kept += needed
-    return int(waves * (kept + len(again) * input_bytes) + max(again.values(), default=0.0))
+            kept_W += needed_W
+    input_W = tokens_W * (len(again) * job.model.hidden_size * compute_bytes(job))
+    most_W = np.max([*again.values(), np.zeros_like(tokens_W)], axis=0)
+    found_W: npt.NDArray[np.float64] = (
+        waves_in_flight(stage.timetable) * (kept_W + input_W) + most_W
+    )
+    return found_W
 
 
-def _routed_rows(job: JobSpec, plan: Plan, stage: Stage, worker: int, block: int) -> float:
-    """Rows per wave that a worker's slots of one layer compute under even load."""
+def _routed_rows(
+    job: JobSpec,
+    plan: Plan,
+    slots: tuple[tuple[int, ...], ...],
+    samples_W: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Rows per wave that each worker's slots of one layer compute under even load, [W]."""
     per_token = job.data.seq_len * job.model.moe.top_k
-    slots = plan.slots[block]
-    holders = sum(len(experts) for experts in slots)
-    if holders == len(slots) * len(slots[worker]):  # all hold all: tokens stay
-        start, end = stage.samples[worker]
-        return (end - start) * per_token
-    return plan.wave_samples * per_token * len(slots[worker]) / holders
+    slots_W = _slot_counts(slots)
+    holders = int(slots_W.sum())
+    all_hold_all_W = holders == len(slots) * slots_W  # tokens stay
+    routed_W = plan.wave_samples * per_token * slots_W / holders
+    rows_W: npt.NDArray[np.float64] = np.where(all_hold_all_W, samples_W * per_token, routed_W)
+    return rows_W

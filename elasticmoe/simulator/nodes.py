@@ -46,7 +46,8 @@ class Node:
     name: str
     domain: str
     capacity: int
-    memory_bytes: int
+    memory_bytes: int = 0
+    """0: not known, and nothing is refused for want of it."""
     alive: bool = True
     """The machine runs."""
     agent: bool = True

@@ -217,7 +217,7 @@ class World:
         known = self.nodes.get(name)
         if known is not None and known.runs and not known.given_up:
             return
-        node = self.nodes[name] = Node(name, domain, capacity, 2**40)
+        node = self.nodes[name] = Node(name, domain, capacity)
         self.at(self.costs.agent_place_s if self.now_s else 0.0, lambda: self.attach(node))
 
     def attach(self, node: Node) -> None:

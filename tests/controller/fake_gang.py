@@ -302,8 +302,16 @@ class Gang:
     def _report_step(self, step: int) -> None:
         self.instructed = max([self.instructed, *(number for number, _, _ in self.agreed)])
         samples = ((step - 1) * SAMPLES, step * SAMPLES)
+        metrics = {"skipped": step in self.world.skipped}
         done = StepDone(
-            self.generation, step, STEP_S, 1.0 / step, {}, samples, self.instructed, self.snapshot_s
+            self.generation,
+            step,
+            STEP_S,
+            1.0 / step,
+            metrics,
+            samples,
+            self.instructed,
+            self.snapshot_s,
         )
         self.snapshot_s = 0.0
         self.world.report(self.world.report_s, self.members[0], done)

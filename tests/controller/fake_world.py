@@ -55,6 +55,9 @@ class World:
 
     job: JobSpec = field(default_factory=small_job)
     nodes: dict[str, int] = field(default_factory=lambda: {"a": 2, "b": 2})
+    memory_bytes: int = 2**30
+    """Of every node; `small_nodes` have another amount."""
+    small_nodes: dict[str, int] = field(default_factory=dict)
     now_s: float = 100.0
     state: JobState = field(default_factory=JobState)
     records: list[Record] = field(default_factory=list)
@@ -94,6 +97,8 @@ class World:
     part_s: float = PART_S
     """From a step's end to the report that a member's part of its checkpoint is durable."""
     starts_die: bool = False
+    skipped: set[int] = field(default_factory=set)
+    """Steps that change nothing."""
     fails_at: dict[int, str] = field(default_factory=dict)
     """Step -> error code that member 0 ends with, every time."""
     crash: str = ""
@@ -115,7 +120,7 @@ class World:
         self.at(0, JobSubmitted(0, spec, inventory, checkpoints or []))
         self.at(0, TermBegan(0, 1, "test"))
         for name, capacity in self.nodes.items():
-            self.at(0, NodeUp(0, name, name, "host", capacity, 2**30))
+            self.at(0, self._node_up(name, capacity))
 
     def run(self, until: Callable[[], bool] = lambda: False, limit_s: float = 2000.0) -> None:
         """Let things happen until the job ends, nothing is left to happen, or `until` holds."""
@@ -259,7 +264,11 @@ class World:
             return
         self.fired.append(f"add {node}")
         self.nodes[node] = capacity
-        self.at(2 * DEATH_S, NodeUp(0, node, node, "host", capacity, 2**30))
+        self.at(2 * DEATH_S, self._node_up(node, capacity))
+
+    def _node_up(self, node: str, capacity: int) -> NodeUp:
+        memory_bytes = self.small_nodes.get(node, self.memory_bytes)
+        return NodeUp(0, node, node, "host", capacity, memory_bytes)
 
     def reached(self, point: str, step: int, worker: int) -> None:
         """A worker of the gang has come to a point of the protocol."""

@@ -52,12 +52,79 @@ def test_the_same_failure_twice_at_the_same_step_ends_the_job_with_its_cause() -
     assert_sound(world)
 
 
+@pytest.mark.parametrize(
+    "number,code", [(4, "sigill"), (6, "sigabrt"), (7, "sigbus"), (8, "sigfpe"), (11, "sigsegv")]
+)
+def test_a_worker_that_brings_the_same_signal_upon_itself_twice_at_one_step_ends_the_job(
+    number: int, code: str
+) -> None:
+    world = World()
+
+    def crash(point: str, step: int, worker: int) -> None:
+        if (point, step) == ("begun", 13):
+            world.kill(world.state.members[-1], evidence=f"killed by signal {number}")
+
+    world.on_point = crash
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == 2
+    assert [recover.rung for recover in decisions(world, Recover)] == ["replace"]
+    (end,) = decisions(world, GiveUp)
+    assert end.code == code
+    assert end.reason.startswith(
+        f"the same failure twice at step 13 ({code}): killed by signal {number}. "
+    )
+    assert end.log == f"logs/{world.fired[1].split()[1]}.txt"
+    assert_sound(world)
+
+
+def test_the_same_signal_at_other_steps_is_a_fault_like_any_other() -> None:
+    world = World()
+    for step in (12, 13, 15):
+        world.at_point(
+            "begun",
+            step,
+            lambda _: world.kill(world.state.members[-1], evidence="killed by signal 11"),
+        )
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == 3
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_who_aborts_because_its_peer_is_gone_is_no_cause_that_follows_the_work() -> None:
+    """Its peer is killed from outside, twice in one step."""
+    world = World(nodes={"a": 4, "b": 4})
+    killed: list[int] = []
+
+    def strike(point: str, step: int, worker: int) -> None:
+        if (point, step) == ("begun", 13) and len(killed) < 4:
+            first, second = world.state.members[1], world.state.members[3]
+            if first in killed:
+                return
+            killed.extend((first, second))
+            world.kill(first)
+            world.later(0.0, lambda: world.kill(second, evidence="killed by signal 6"))
+
+    world.on_point = strike
+    world.submit()
+    world.run()
+
+    assert len(world.fired) == 4
+    assert world.state.phase is Phase.DONE
+    assert decisions(world, GiveUp) == []
+    assert_sound(world)
+
+
 def test_dying_again_and_again_at_one_step_is_a_crash_loop() -> None:
     world = World(job=small_job(protection={"max_restarts": 3, "restart_backoff_s": 0.0}))
 
     def crash(point: str, step: int, worker: int) -> None:
         if (point, step) == ("begun", 13):
-            world.kill(world.state.members[-1], evidence="killed by signal 11")
+            world.kill(world.state.members[-1], evidence="killed by signal 9")
 
     world.on_point = crash
     world.submit()

@@ -140,7 +140,7 @@ class StillAgent(Agent):
 
 async def train(agent: Agent) -> Controller:
     controller = await agent.begin()
-    await agent.post(NodeUp(0, "a", "a", "host", 2, 1))
+    await agent.post(NodeUp(0, "a", "a", "host", 2, 2**30))
     await asyncio.wait_for(controller.run(), 10)
     return controller
 
@@ -179,7 +179,7 @@ def test_one_sync_serves_all_events_that_come_while_it_runs() -> None:
         agent = StillAgent(journal)
         await agent.begin()
         before = journal.syncs
-        nodes = [NodeUp(0, f"node-{n}", "a", "host", 1, 1) for n in range(40)]
+        nodes = [NodeUp(0, f"node-{n}", "a", "host", 1, 2**30) for n in range(40)]
         await asyncio.gather(*(agent.post(node) for node in nodes))
         assert journal.durable == len(journal.records)
         assert journal.syncs - before <= 2
@@ -258,7 +258,7 @@ def test_a_timer_is_written_down_only_if_it_matters() -> None:
         journal = ListJournal()
         agent = StillAgent(journal)
         controller = await agent.begin()
-        await agent.post(NodeUp(0, "a", "a", "host", 1, 1))
+        await agent.post(NodeUp(0, "a", "a", "host", 1, 2**30))
         agent.now_s = settled_s
         await agent.post(TimePassed(0))
         running = asyncio.ensure_future(controller.run())
@@ -282,7 +282,7 @@ def test_what_is_decided_behind_a_backlog_bears_the_time_at_which_it_is_done() -
     async def decide_late() -> ListJournal:
         agent = StillAgent(ListJournal())
         controller = await agent.begin(clock=lambda: 50.0)
-        await agent.post(NodeUp(0, "a", "a", "host", 2, 1))
+        await agent.post(NodeUp(0, "a", "a", "host", 2, 2**30))
         running = asyncio.ensure_future(controller.run())
         while not agent.commands:
             await asyncio.sleep(0)

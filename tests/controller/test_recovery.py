@@ -10,6 +10,7 @@ from elasticmoe.controller.decisions import Casualty, GiveUp, Recover, Wait
 from elasticmoe.controller.recovery import Damage, backoff_s, decide_recovery
 from elasticmoe.controller.state import MAX_BACKOFF_S, Checkpoint, FirstError
 from elasticmoe.controller.wording import described
+from elasticmoe.plan.memory import Overfull
 from elasticmoe.spec.job import Rung
 
 KILLED = Casualty("died", 3, "a", "killed by signal 9", "logs/3.txt")
@@ -52,6 +53,35 @@ def taken(damage: Damage) -> Recover:
     decision = decide_recovery(damage)
     assert isinstance(decision, Recover)
     return decision
+
+
+@pytest.mark.parametrize(
+    "damage,rung,where",
+    [
+        (ALIVE, "retry", ""),
+        (DAMAGE, "replace", ""),
+        (replace(DAMAGE, irreplaceable="node a is gone"), "", "memory at step 212"),
+        (NO_MEMORY, "", "the checkpoint of step 200 (12 steps to redo)"),
+        (replace(NO_MEMORY, snapshot_step=205), "", "the snapshot of step 205 (7 steps to redo)"),
+    ],
+)
+def test_where_no_layout_fits_the_memory_that_is_left_only_the_old_one_is_taken(
+    damage: Damage, rung: str, where: str
+) -> None:
+    crowded = Overfull("b", 3 * 2**30, 2**31)
+
+    decision = decide_recovery(replace(damage, crowded=(crowded,)))
+
+    if rung:
+        assert isinstance(decision, Recover)
+        assert decision.rung == rung
+        return
+    assert isinstance(decision, Wait)
+    assert decision.crowded == ("b",)
+    assert decision.reason == (
+        f"{described(damage.casualties)}; 4 workers can run, but node b would need 3.000 GiB of "
+        f"memory and has 2.000 GiB: waiting for nodes, to go on from {where}"
+    )
 
 
 def test_with_everybody_alive_the_same_workers_try_again() -> None:

@@ -1,6 +1,7 @@
 """A gang whose steps change nothing any more: back to before it once, and not for ever."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from fake_job import small_job
@@ -9,7 +10,11 @@ from survival import last_sentence, rungs
 
 from elasticmoe.controller.decisions import GiveUp, Recover
 from elasticmoe.controller.phases import Phase
-from elasticmoe.messages.worker import MOST_SKIPPED, STEPS_SKIPPED, WorkerParked
+from elasticmoe.controller.record import Entry, Progress, Record, as_progress, fold
+from elasticmoe.controller.story import story
+from elasticmoe.messages.codec import by_name, decode, encode
+from elasticmoe.messages.events import Reported
+from elasticmoe.messages.worker import MOST_SKIPPED, STEPS_SKIPPED, StepDone, WorkerParked
 
 LAST_UPDATE, STUCK_AT = 13, 13 + MOST_SKIPPED
 FOUR_NODES = {"a": 1, "b": 1, "c": 1, "d": 1}
@@ -119,3 +124,44 @@ def test_a_snapshot_from_before_the_skipped_steps_is_gone_back_to() -> None:
     assert 0 < recover.step < 18 - MOST_SKIPPED < min(newest)
     assert world.state.phase is Phase.DONE
     assert_sound(world)
+
+
+def test_a_step_that_changes_nothing_is_on_record_and_told() -> None:
+    world = World(skipped={7, 8, 21})
+    world.submit()
+    world.run()
+
+    records = world.records
+    found = [r.body.skipped for r in records if isinstance(r.body, Progress) and r.body.skipped]
+    assert [step for steps in found for step in steps] == [7, 8, 21]
+    told = [line for line in story(records) if "changed no weights" in line]
+    assert told[-1].endswith(
+        "step 21 changed no weights: not finite, or the loss rose beyond its bound"
+    )
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_skipped_steps_are_kept_when_progress_is_folded_and_absent_in_old_journals() -> None:
+    pieces = [
+        as_progress(
+            Reported(
+                float(step),
+                "a",
+                StepDone(1, step, 1.0, 1.0, {"skipped": step < 3}, (step, step + 1), 0),
+            )
+        )
+        for step in (1, 2, 3)
+    ]
+    first, second, third = (piece for piece in pieces if piece is not None)
+    folded = fold(fold(first, second), third)
+    plain = encode(folded)
+
+    assert folded is not None
+    assert folded.skipped == (1, 2)
+    assert decode(by_name(Entry), plain) == folded
+    del plain["skipped"]
+    assert decode(by_name(Entry), plain) == replace(folded, skipped=())
+    assert story([Record(0, folded)])[0].endswith(
+        "steps 1 and 2 changed no weights: not finite, or the loss rose beyond its bound"
+    )

@@ -117,7 +117,7 @@ def test_what_could_not_be_done_is_said_plainly_or_not_at_all() -> None:
 
 def test_what_was_told_is_not_told_again() -> None:
     teller = Story()
-    node = NodeUp(1.0, "a", "zone-1", "host", 4, 1)
+    node = NodeUp(1.0, "a", "zone-1", "host", 4, 2**30)
     failed = [
         Reported(2.0, "a", CheckpointFailed(1, worker, 200, "disk full")) for worker in (0, 1)
     ]

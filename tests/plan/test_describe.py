@@ -5,10 +5,17 @@ import numpy as np
 import pytest
 
 from elasticmoe.plan.cost import expected_bubble, plan_traffic, step_flops
-from elasticmoe.plan.describe import describe_plan, format_ranges
+from elasticmoe.plan.describe import describe_plan, format_amount, format_ranges
 from elasticmoe.plan.exchange import plan_exchange
+from elasticmoe.plan.holders import holder_matrix, home_matrix
 from elasticmoe.plan.make import make_plan
-from elasticmoe.plan.memory import host_bytes, plan_memory, protection_options
+from elasticmoe.plan.memory import (
+    Overfull,
+    find_overfull,
+    host_bytes,
+    plan_memory,
+    protection_options,
+)
 from elasticmoe.plan.types import Inventory, Member
 from elasticmoe.spec.job import JobSpec
 
@@ -130,6 +137,43 @@ def test_memory_counts_every_home_and_every_held_weight(
     assert on_gpu == {"node-0": 0, "node-1": 0}
 
 
+@pytest.mark.parametrize("holding", ["all", "one"])
+@pytest.mark.parametrize("stages", [1, 2])
+def test_what_is_added_up_by_member_is_what_the_whole_table_says(
+    make_job: Make,
+    make_inventory: MakeInventory,
+    make_members: MakeMembers,
+    holding: str,
+    stages: int,
+) -> None:
+    job = make_job(f"parallel.stages={stages}", f"parallel.expert_replicas={holding}")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(5, 1, 2))
+    numel_U = np.array([unit.numel for unit in inventory.units])
+    holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
+    homes_UM = home_matrix(plan.homes, 5)
+    primary_UM = np.zeros_like(homes_UM)
+    primary_UM[np.arange(len(numel_U)), [homes[0] for homes in plan.homes]] = True
+    gathered_M = (numel_U * (holders_UM.sum(axis=1) - 1)) @ primary_UM
+    forwarded_M = (numel_U * (homes_UM.sum(axis=1) - 1)) @ primary_UM
+
+    use = plan_memory(job, inventory, plan)
+
+    assert use.weights_M.tolist() == (4 * (numel_U @ holders_UM)).tolist()
+    assert use.homes_M.tolist() == (12 * (numel_U @ homes_UM)).tolist()
+    exchanged_M = numel_U @ (holders_UM & ~primary_UM) + gathered_M
+    mirrored_M = numel_U @ (homes_UM & ~primary_UM) + forwarded_M
+    assert use.buffers_M.tolist() == (8 * exchanged_M + 4 * mirrored_M).tolist()
+
+
+def test_the_node_that_lacks_most_memory_is_named() -> None:
+    needed = {"a": 10, "b": 30, "c": 99}
+
+    assert find_overfull(needed, {"a": 10, "b": 30, "c": 0}) is None
+    assert find_overfull(needed, {"a": 9, "b": 20, "c": 0}) == Overfull("b", 30, 20)
+    assert find_overfull(needed, {"a": 10, "b": 40}, 1) == Overfull("a", 11, 10)
+
+
 def test_recomputed_layers_keep_less_where_waves_are_in_flight(
     make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
 ) -> None:
@@ -166,6 +210,11 @@ def test_what_each_way_to_protect_costs_adds_up(
     copies = options["redundancy 1, undo copy, two snapshots with copies"]
     parity = options["redundancy 1, undo copy, two snapshots with parity of 3"]
     assert copies.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel)
+    both = describe_plan(make_job("protection.snapshots=copy"), inventory, plan)
+    assert (
+        f"{format_amount(numel)} per step + {format_amount(3 * numel)} per snapshot"
+        in "\n".join(both)
+    )
     assert parity.further_bytes == 12 * largest + 2 * (3 * numel + 3 * numel // 3)
     assert (parity.step_bytes, parity.snapshot_bytes) == (0, 3 * numel)
     # What the job has is what its plan really keeps and sends.
