@@ -351,10 +351,9 @@ class World:
                 self.report(READY_S, worker, WorkerReady(worker, 1000 + worker))
 
     def _form(self, command: FormGeneration) -> None:
-        if self.gang and self.gang.generation >= command.generation:
-            return
-        self.gang = Gang(self, command)
-        self.gang.begin()
+        if self.gang is None or self.gang.generation < command.generation:
+            self.gang = Gang(self, command)
+            self.gang.begin()
 
     def _seal(self, command: SealCheckpoint) -> None:
         uri = f"checkpoints/{command.step}-{command.generation}"
@@ -382,14 +381,9 @@ class World:
         """Whether a worker lives and does something."""
         return worker in self.alive and worker not in self.stopped
 
-    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+    def later(self, delay_s: float, action: Callable[[], object]) -> None:
         """Let something happen that nobody is told of."""
-
-        def act() -> bool:
-            action()
-            return False
-
-        self.at(delay_s, TimePassed(0), act)
+        self.at(delay_s, TimePassed(0), lambda: (action(), False)[1])
 
 
 def decisions(world: World, kind: type[Any]) -> list[Any]:
