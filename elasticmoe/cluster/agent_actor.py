@@ -18,6 +18,7 @@ from elasticmoe.cluster.agent_config import AgentConfig
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.line import open_line
 from elasticmoe.cluster.memory import available_bytes
+from elasticmoe.cluster.outbox import NotYetError
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run, Seat
 from elasticmoe.errors import ClusterError, ElasticMoEError
@@ -169,6 +170,8 @@ class AgentActor:
         except (RayError, ValueError, ElasticMoEError) as error:
             self._controller = None
             raise ConnectionError(reason_of(error)) from error
+        if answer == "later":
+            raise NotYetError("the controller cannot write its journal")
         if answer is None:
             raise ConnectionError("the controller does not know this agent yet")
         return answer

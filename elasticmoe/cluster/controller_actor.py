@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal, NoReturn
 
 import ray
 from ray.exceptions import RayError
@@ -17,8 +17,9 @@ from elasticmoe.cluster.carry_out import END_TIMEOUT_S, Hands
 from elasticmoe.cluster.clock import TermClock, rest_before_term
 from elasticmoe.cluster.connect import reason_of
 from elasticmoe.cluster.directory import lock_directory, write_private
-from elasticmoe.cluster.feed import Narrator
+from elasticmoe.cluster.feed import Narrator, Told
 from elasticmoe.cluster.head import Head
+from elasticmoe.cluster.intake import Intake
 from elasticmoe.cluster.journal_file import FileJournal
 from elasticmoe.cluster.memory import collect_rarely
 from elasticmoe.cluster.raylet import Raylet
@@ -28,7 +29,7 @@ from elasticmoe.controller.avoided import shunned_nodes
 from elasticmoe.controller.loop import Controller
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.summary import summary
-from elasticmoe.errors import ClusterError, ElasticMoEError
+from elasticmoe.errors import ClusterError, ElasticMoEError, StorageError
 from elasticmoe.messages.codec import by_name, decode
 from elasticmoe.messages.commands import EndJob
 from elasticmoe.messages.events import (
@@ -75,6 +76,7 @@ class ControllerActor:
         self._agents: Agents | None = None
         self._first_node = asyncio.Event()
         self._too_early: list[tuple[str, list[bytes]]] = []
+        self._intake = Intake(self._take)
         self._over = asyncio.Event()
         self._outcome: dict[str, Any] = {}
         self._is_new = False
@@ -104,17 +106,23 @@ class ControllerActor:
         now_s = self._now()
         await self._post(StopAsked(now_s, by) if what == "stop" else CheckpointAsked(now_s))
 
-    async def post_reports(self, node: str, incarnation: str, lines: list[bytes]) -> bool | None:
+    async def post_reports(
+        self, node: str, incarnation: str, lines: list[bytes]
+    ) -> bool | Literal["later"] | None:
         """Take what an agent and its workers say.
 
         Returns:
-            Whether the node belongs to the job; none if that is not known yet.
+            Whether the node belongs to the job; none if that is not known yet; "later" if the lines
+            are not on record yet: they are to be given again until they are.
         """
         if self._agents is None:
             return None
         belongs = self._agents.heard(node, incarnation)
-        if belongs:
-            await self._take(node, lines)
+        try:
+            if belongs and lines and not await self._intake.has_taken(node, lines):
+                return "later"
+        except StorageError:
+            _crash()
         return belongs
 
     # -- taking over
@@ -136,7 +144,11 @@ class ControllerActor:
     async def _take_over(self) -> dict[str, Any]:
         run = self._run
         self._lock = lock_directory(run.directory)
-        journal = FileJournal(run.directory / "journal", run.id)
+        journal = self._journal = FileJournal(
+            run.directory / "journal",
+            run.id,
+            lambda text: self._narrator.notice(self._now(), text),
+        )
         records = journal.read()
         self._is_new = not records
         rest_s = rest_before_term(records, self._now(), min(REST_S, run.patience_s / 3))
@@ -156,7 +168,7 @@ class ControllerActor:
             raise
         (run.directory / "outcome.json").unlink(missing_ok=True)  # of an earlier run
         controller = Controller(
-            _Told(journal, records, self._narrator), self._hands, self._clock.now_s
+            Told(journal, records, self._narrator), self._hands, self._clock.now_s
         )
         if submitted is not None:
             await controller.post(submitted)
@@ -226,10 +238,8 @@ class ControllerActor:
     async def _run_controller(self, controller: Controller) -> None:
         try:
             await controller.run()
-        except Exception:  # the journal cannot be written, or a bug: a fresh process replays
-            log.exception("controller_crashed")
-            sys.stderr.flush()
-            os._exit(1)
+        except Exception:  # the journal cannot be written, or a bug
+            _crash()
         await asyncio.to_thread(self._service.wait_for_followers, FAREWELL_S)
         (self._run.directory / "service.json").unlink(missing_ok=True)
         self._over.set()
@@ -330,6 +340,7 @@ class ControllerActor:
             "phase": state.phase.value,
             "step": state.committed_step,
             "generation": state.generation,
+            "journal_trouble": self._journal.trouble,
             "nodes": [
                 {"node": node.name, "domain": node.domain, "capacity": node.capacity}
                 for node in state.nodes.values()
@@ -342,23 +353,11 @@ class ControllerActor:
         }
 
 
-class _Told:
-    """A journal whose records are told to people as they are written."""
-
-    def __init__(self, journal: FileJournal, records: list[Record], narrator: Narrator) -> None:
-        self._journal, self._records, self._narrator = journal, records, narrator
-        narrator.catch_up(records)
-
-    def read(self) -> list[Record]:
-        records, self._records = self._records, []
-        return records
-
-    def append(self, record: Record) -> None:
-        self._journal.append(record)
-        self._narrator.recorded(record)
-
-    def sync(self) -> None:
-        self._journal.sync()
+def _crash() -> NoReturn:
+    """Leave it to a fresh process, which replays what is on record."""
+    log.exception("controller_crashed")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _at_s(record: Record) -> float:

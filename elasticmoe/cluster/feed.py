@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from elasticmoe.controller.avoided import shunned_nodes
 from elasticmoe.controller.decisions import Break, Recover, Regroup
+from elasticmoe.controller.protocols import Journal
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.state import JobState, WorkerStatus
 from elasticmoe.controller.story import Story
@@ -197,3 +198,29 @@ class Narrator:
     def _tell_workers(self, at_s: float) -> None:
         workers = [self._workers[number] for number in sorted(self._workers)]
         self.feed.add("workers", at_s, workers=workers)
+
+
+class Told:
+    """A journal whose records are told to people as they are written."""
+
+    def __init__(self, journal: Journal, records: list[Record], narrator: Narrator) -> None:
+        """
+        Args:
+            records: what was read from it; nobody is told of these.
+        """
+        self._journal, self._records, self._narrator = journal, records, narrator
+        narrator.catch_up(records)
+
+    def read(self) -> list[Record]:
+        """See `Journal.read`; the records that were given."""
+        records, self._records = self._records, []
+        return records
+
+    def append(self, record: Record) -> None:
+        """See `Journal.append`."""
+        self._journal.append(record)
+        self._narrator.recorded(record)
+
+    def sync(self) -> None:
+        """See `Journal.sync`."""
+        self._journal.sync()

@@ -5,11 +5,15 @@ The first line of a file says how many bytes of each earlier file it continues f
 controller that was replaced, but does not know it yet, cannot add to history.
 """
 
+import errno
 import json
 import os
 import re
+import threading
+import time
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -20,6 +24,10 @@ from elasticmoe.controller.journal import JournalError, decode_records, encode_r
 from elasticmoe.controller.record import Record
 from elasticmoe.errors import StorageError
 
+ROOM_PATIENCE_S: Final = 600.0
+"""A full disk is waited for that long: somebody makes room, and training has not suffered."""
+RETRY_S: Final = 0.25
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _TERM_NAME: Final = re.compile(r"\d{8}")
 
 
@@ -35,16 +43,37 @@ class Header:
 
 
 class FileJournal:
-    """One controller's reign over a job's journal."""
+    """One controller's reign over a job's journal.
 
-    def __init__(self, directory: Path, run: str) -> None:
+    While the disk is full, records wait here, in order, and `sync` waits with them: whoever does
+    nothing that is not on record goes on by itself as soon as there is room.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        run: str,
+        tell: Callable[[str], None] = lambda text: None,
+        patience_s: float = ROOM_PATIENCE_S,
+    ) -> None:
         """Claim the next term of a run. The journal of an earlier run is kept beside it.
+
+        Args:
+            tell: is given a sentence when the disk is found full, and when it has room again; on
+                any thread.
+            patience_s: how long `sync` waits for room.
 
         Raises:
             StorageError: another controller claimed the term first, or the disk refuses.
             JournalError: the journal is damaged.
         """
-        self._directory = directory
+        self._directory, self._tell, self._patience_s = directory, tell, patience_s
+        self._waiting = deque[bytes]()
+        """Lines that the disk had no room for."""
+        self._lock = threading.Lock()
+        """`sync` is called on another thread than `append`."""
+        self.trouble = ""
+        """Why records wait; empty: none do."""
         try:
             directory.mkdir(parents=True, exist_ok=True)
             if _run_of(directory) not in (None, run):
@@ -52,6 +81,7 @@ class FileJournal:
             self._records, read = _read_terms(directory)
             self.term = max((int(path.name) for path in _terms(directory)), default=0) + 1
             self._file = self._claim(Header(self.term, run, read))
+            self._end = self._file.tell()
         except OSError as error:
             raise StorageError(f"{directory}: {error.strerror or error}") from error
 
@@ -61,22 +91,62 @@ class FileJournal:
         return records
 
     def append(self, record: Record) -> None:
-        """Write a record; it survives a crash once `sync` was called after it.
+        """Write a record, if there is room; it survives a crash once `sync` was called after it.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the disk refuses, for another reason than that it is full.
         """
-        with self._refusals():
-            _write(self._file, encode_record(record))
+        with self._refusals(), self._lock:
+            self._waiting.append(encode_record(record))
+            self._write_waiting()
 
     def sync(self) -> None:
         """Return when all that was written before is on the disk.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: the disk refuses, or was full for too long.
         """
+        began_s = time.monotonic()
+        while not self._has_written():
+            if time.monotonic() > began_s + self._patience_s:
+                raise StorageError(
+                    f"{self.trouble} for {self._patience_s:g} s. Free some space there and start "
+                    "the job again: it goes on from its newest checkpoint"
+                )
+            time.sleep(RETRY_S)
         with self._refusals():
             os.fdatasync(self._file.fileno())
+
+    def _has_written(self) -> bool:
+        with self._refusals(), self._lock:
+            return self._write_waiting()
+
+    def _write_waiting(self) -> bool:
+        """Write what waits; returns whether there was room for all of it."""
+        while self._waiting:
+            try:
+                _write(self._file, self._waiting[0])
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._take_back(error)
+                return False
+            self._end += len(self._waiting.popleft())
+        if self.trouble:
+            self.trouble = ""
+            self._tell("the journal can be written again: what waited for it is on record now")
+        return True
+
+    def _take_back(self, error: OSError) -> None:
+        """Leave no half line behind: more will follow it in this file."""
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+        if not self.trouble:
+            self.trouble = f"{self._file.name}: {error.strerror}"
+            self._tell(
+                f"the journal cannot be written ({self.trouble}): the workers train on and nothing "
+                f"new is done. Free some space there within {self._patience_s:g} s"
+            )
 
     def close(self) -> None:
         """Give up the term."""

@@ -19,6 +19,10 @@ Deliver = Callable[[list[bytes]], Awaitable[bool]]
 `ConnectionError` where no controller answers."""
 
 
+class NotYetError(ConnectionError):
+    """A controller answers, but cannot write down what it is told."""
+
+
 class Outbox:
     """Delivers lines one batch at a time; a batch is repeated until it was accepted.
 
@@ -51,6 +55,8 @@ class Outbox:
                 try:
                     belongs = await asyncio.wait_for(self._deliver(batch), self._patience_s)
                 except (ConnectionError, TimeoutError) as error:
+                    if isinstance(error, NotYetError):
+                        self.heard()
                     if time.monotonic() - self._heard_s > self._patience_s:
                         return f"no controller has spoken for {self._patience_s:g} s: {error}"
                     await asyncio.sleep(RETRY_S)

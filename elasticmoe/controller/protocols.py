@@ -22,7 +22,8 @@ class Journal(Protocol):
         """Write a record behind all others.
 
         Raises:
-            StorageError: the record could not be written. The controller stops.
+            StorageError: the record could not be written, and waiting would not help. The
+                controller stops.
         """
         ...
 
@@ -31,7 +32,7 @@ class Journal(Protocol):
         thread than `append`.
 
         Raises:
-            StorageError: the disk refuses. The controller stops.
+            StorageError: the disk refuses, or was full for too long. The controller stops.
         """
         ...
 

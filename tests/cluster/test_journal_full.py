@@ -1,0 +1,201 @@
+"""A journal whose disk is full: nothing is done that is not on record, and nothing is lost."""
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+
+import pytest
+from jobs_for_tests import tiny_job
+from processes import Follower, Processes
+
+from elasticmoe.client import JobClient
+from elasticmoe.cluster import journal_file
+from elasticmoe.cluster.intake import Intake
+from elasticmoe.cluster.jobs import submit
+from elasticmoe.cluster.journal_file import FileJournal, read_journal
+from elasticmoe.controller.decisions import Break
+from elasticmoe.controller.history import check_history
+from elasticmoe.controller.record import Decided, Record
+from elasticmoe.errors import StorageError
+from elasticmoe.messages.events import StopAsked
+
+FAKE = "fake_worker:run_worker"
+RECORDS = [Record(number, StopAsked(float(number), "somebody" * 10)) for number in range(4)]
+
+
+class Disk:
+    """Full on demand: half of a line still fits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.code = 0
+        self.refused = threading.Event()
+        self._write = journal_file._write
+        monkeypatch.setattr(journal_file, "_write", self.write)
+        monkeypatch.setattr(journal_file, "RETRY_S", 0.01)
+
+    def write(self, file: FileIO, line: bytes) -> None:
+        if not self.code:
+            return self._write(file, line)
+        self._write(file, line[: len(line) // 2])
+        self.refused.set()
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def test_records_wait_for_room_in_their_order_and_no_half_line_is_left(
+    tmp_path: Path, disk: Disk
+) -> None:
+    told: list[str] = []
+    journal = FileJournal(tmp_path / "journal", "run", told.append)
+    journal.append(RECORDS[0])
+    disk.code = errno.ENOSPC
+    journal.append(RECORDS[1])
+    journal.append(RECORDS[2])
+
+    assert journal.trouble == f"{tmp_path}/journal/00000001: No space left on device"
+    assert len(told) == 1
+    assert "the workers train on and nothing new is done" in told[0]
+    assert read_journal(tmp_path / "journal") == RECORDS[:1]
+    disk.refused.clear()
+    syncing = threading.Thread(target=journal.sync)
+    syncing.start()
+    assert disk.refused.wait(10)  # it has tried again, and waits
+    assert syncing.is_alive()
+
+    disk.code = 0
+    syncing.join(10)
+
+    assert not syncing.is_alive()
+    assert journal.trouble == ""
+    assert "written again" in told[1]
+    journal.append(RECORDS[3])
+    assert read_journal(tmp_path / "journal") == RECORDS
+
+
+def test_a_disk_that_stays_full_ends_in_one_error_that_says_what_to_do(
+    tmp_path: Path, disk: Disk
+) -> None:
+    journal = FileJournal(tmp_path / "journal", "run", patience_s=0.05)
+    journal.append(RECORDS[0])
+    disk.code = errno.ENOSPC
+    journal.append(RECORDS[1])
+
+    with pytest.raises(StorageError, match=r"00000001: No space left .* 0.05 s\. Free some space"):
+        journal.sync()
+
+    assert read_journal(tmp_path / "journal") == RECORDS[:1]
+
+
+def test_a_broken_disk_is_not_waited_for(tmp_path: Path, disk: Disk) -> None:
+    journal = FileJournal(tmp_path / "journal", "run")
+    disk.code = errno.EIO
+
+    with pytest.raises(StorageError, match="Input/output error"):
+        journal.append(RECORDS[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk of its own needs the right to mount one")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no page free."""
+    with suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_on_a_real_disk_that_is_full_a_journal_goes_on_where_it_stopped(small_disk: Path) -> None:
+    journal = FileJournal(small_disk / "journal", "run")
+    journal.append(RECORDS[0])
+    fill(small_disk)
+    number = 1
+    while not journal.trouble:  # what is left of its last page
+        journal.append(Record(number, RECORDS[0].body))
+        number += 1
+
+    (small_disk / "filling").unlink()
+    journal.sync()
+
+    assert number > 2
+    assert journal.trouble == ""
+    assert len(read_journal(small_disk / "journal")) == number
+
+
+def test_lines_that_wait_for_the_journal_are_taken_once() -> None:
+    taken: list[list[bytes]] = []
+
+    async def tell() -> None:
+        has_room = asyncio.Event()
+
+        async def take(node: str, lines: list[bytes]) -> None:
+            taken.append(lines)
+            await has_room.wait()
+
+        intake = Intake(take)
+        for _ in range(3):
+            assert not await intake.has_taken("a", [b"1"], hold_s=0.001)
+        has_room.set()
+        assert await intake.has_taken("a", [b"1"])
+        assert await intake.has_taken("a", [b"1"])  # another batch of the same text
+
+    asyncio.run(tell())
+
+    assert taken == [[b"1"], [b"1"]]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_a_job_outlives_its_full_journal_and_answers_a_fault_when_there_is_room(
+    tmp_path: Path, small_disk: Path, processes: Processes
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal").symlink_to(small_disk)
+    patience_s = 3.0
+    handle = submit(tiny_job(tmp_path / "run", steps=600), entry=FAKE, patience_s=patience_s)
+    client, follower = JobClient(handle.url, handle.token), Follower(handle)
+    follower.until_step(3)
+    workers = processes.workers()
+
+    fill(small_disk)
+    notice = follower.until(lambda event: "journal cannot be written" in str(event.fields))
+
+    time.sleep(2 * patience_s)  # agents that hear nothing for so long would end the gang
+    assert "No space left on device" in client.status()["journal_trouble"]
+    assert processes.workers() == workers
+    os.kill(workers[-1], signal.SIGKILL)
+    processes.wait_until_gone(workers[-1:])
+    time.sleep(1.0)
+    on_record = [record.body for record in read_journal(small_disk)]
+    assert not any(
+        isinstance(one, Decided) and isinstance(one.decision, Break) for one in on_record
+    )
+    assert len(processes.workers()) == 1  # nobody was started in its place
+
+    (small_disk / "filling").unlink()
+    follower.until_step(1, generation=2)
+    end = follower.until_kind("end")
+
+    assert "nothing new is done" in str(notice.fields)
+    assert end.fields["outcome"] == "done"
+    assert end.fields["summary"]["faults"] == 1
+    assert check_history(read_journal(small_disk)) == []
