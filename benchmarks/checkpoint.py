@@ -43,7 +43,7 @@ FULL = Size(
     quiet_steps=6,
     saving_steps=8,
 )
-QUICK = Size(Workload(preset="quickstart", samples=4, seq_len=32, waves=1), 2, 1, 2, 2)
+QUICK = Size(Workload(preset="quickstart", samples=4, seq_len=32, waves=1), 1, 1, 2, 2)
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     try:
         # Two workers on two cores is the case that counts: nobody has a core to spare.
         measure(report, size, home / "two", workers=2, name="excess_vs_dcp_async", most=0.5)
-        few = replace(size, pairs=max(size.pairs // 2, 2))
+        few = replace(size, pairs=max(size.pairs // 2, 1))
         name = "excess_vs_dcp_async_one_worker"
         measure(report, few, home / "one", workers=1, name=name, most=None)
     finally:

@@ -109,7 +109,7 @@ def test_a_model_of_671_billion_parameters_is_rehearsed_without_real_steps(
     job.write_text(LARGE)
 
     code = _run(
-        str(job), "--steps", "0", "--seeds", "2", "--hours", "1", "--mtbf", "4",
+        str(job), "--steps", "0", "--seeds", "2", "--hours", "0.25", "--mtbf", "4",
         "--out", str(tmp_path / "report"),
     )  # fmt: skip
 

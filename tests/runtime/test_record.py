@@ -33,6 +33,7 @@ def test_the_figures_of_a_layer_are_those_of_the_global_batch() -> None:
         command=0,
         counts_LE=counts_E[None],
         sums_LX=np.array([[3.0, tokens * log(EXPERTS) / 2, tokens * 0.25]]),
+        samples=(0, 8),
     )
     running_LE = np.array([[6.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 2.0]])
 

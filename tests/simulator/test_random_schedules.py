@@ -10,9 +10,13 @@ from elasticmoe.simulator.schedules import hostile_schedule
 NUM_SCHEDULES, PER_TEST = 500, 25
 
 
-def _run(seed: int, workers: int | None = None) -> Outcome:
+def _run(seed: int, workers: int | None = None, steps: int | None = None) -> Outcome:
     schedule = hostile_schedule(seed, workers=workers)
-    return simulate(schedule.job, plain_inventory(schedule.job), schedule.scenario)
+    job = schedule.job
+    if steps is not None:
+        length = job.schedule.model_copy(update={"steps": steps})
+        job = job.model_copy(update={"schedule": length})
+    return simulate(job, plain_inventory(job), schedule.scenario)
 
 
 @pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, PER_TEST))
@@ -28,9 +32,18 @@ def test_random_faults_break_no_promise(first: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_random_faults_break_no_promise_at_16384_workers() -> None:
-    outcome = _run(4, workers=16_384)
+@pytest.mark.parametrize(
+    "seed, steps, fired",
+    [
+        (1, 20, ["lose_node", "hang"]),
+        pytest.param(4, None, ["agent", "lose_domain"], marks=pytest.mark.soak),
+    ],
+)
+def test_random_faults_break_no_promise_at_16384_workers(
+    seed: int, steps: int | None, fired: list[str]
+) -> None:
+    outcome = _run(seed, workers=16_384, steps=steps)
 
-    assert outcome.fired
+    assert [fault.kind for fault in outcome.fired] == fired
     assert outcome.problems == ()
     assert outcome.state.phase is Phase.DONE
