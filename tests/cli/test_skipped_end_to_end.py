@@ -51,7 +51,7 @@ dir = "run"
 STUCK = "steps 14 to 23 changed nothing: their losses or gradients were not finite"
 BEFORE = "all went back to the checkpoint of step 12"
 """The newest checkpoint, of step 20, has the same weights as step 13."""
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(240)]
 
 
 def train(directory: Path, waves: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +93,6 @@ def test_steps_that_are_skipped_for_a_while_cost_a_way_back_to_before_them(tmp_p
     check_records(tmp_path)
 
 
-@pytest.mark.soak
 def test_steps_that_are_skipped_again_end_the_job_with_advice(tmp_path: Path) -> None:
     done = train(tmp_path, "27-1000000")
 
