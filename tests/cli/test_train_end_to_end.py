@@ -16,7 +16,7 @@ from elasticmoe.cli import main
 from elasticmoe.cluster.journal_file import read_journal
 from elasticmoe.controller.history import check_history
 
-STEPS = 80
+STEPS = 120
 MODULES = f"{Path(__file__).parents[2]}:{Path(__file__).parent}"
 LAST_DONE = re.compile(r"  (worker \d+): (.+); holds ")
 JOB = f"""
