@@ -286,8 +286,8 @@ def test_a_wave_can_be_left_at_every_half_layer_and_leaves_nothing_behind() -> N
     _step(whole, ids)
     expected = {block: gradient.clone() for block, gradient in whole.gradients.items()}
     total, layers = calls, job.model.num_layers
-    # two halves a layer, forward and backward, and the MTP module
-    assert total == job.batch.num_waves * (4 * layers + 1)
+    # two halves a layer, and what goes into, through and out of the MTP module: each both ways
+    assert total == job.batch.num_waves * 2 * (2 * layers + 4)
 
     for leave_at in range(1, total + 1):
         calls = 0

@@ -4,14 +4,13 @@ Most members of a collective never speak with the one that is missing: no connec
 reset when it dies, and none at all when it merely stops.
 """
 
+import multiprocessing
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ Collective = Callable[[Groups, int], None]
 
 @dataclass(frozen=True)
 class Member:
-    """A forked process, and the line to it."""
+    """A process of its own, and the line to it."""
 
     pid: int
     line: socket.socket
@@ -95,23 +94,22 @@ def live(member: int, port: int, line: socket.socket, collective: Collective) ->
 def members(request: pytest.FixtureRequest) -> Iterator[list[Member]]:
     store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     made: list[Member] = []
+    context = multiprocessing.get_context("forkserver")  # whatever threads this process has
+    context.set_forkserver_preload(["gangs"])
+    processes = []
     for number in range(MEMBERS):
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                ours.close()
-                live(number, store.port, theirs, request.param)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc(file=sys.stderr)
-                os._exit(1)
+        arguments = (number, store.port, theirs, request.param)
+        process = context.Process(target=live, args=arguments, daemon=True)
+        process.start()
         theirs.close()
-        made.append(Member(pid, ours))
+        assert process.pid is not None
+        processes.append(process)
+        made.append(Member(process.pid, ours))
     yield made
-    for member in made:
-        os.kill(member.pid, signal.SIGKILL)
-        os.waitpid(member.pid, 0)
+    for process, member in zip(processes, made, strict=True):
+        process.kill()
+        process.join()
         member.line.close()
 
 
