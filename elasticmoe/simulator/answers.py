@@ -51,7 +51,9 @@ class Answers:
         assert gang is not None, "a generation was hit"
         evident_s = self._evident_s(world, gang, fired)
         if evident_s is not None:
-            wait_s = evident_s + ANSWER_S + world.costs.controller_restart_s
+            costs = world.costs  # a report of every member may have come just before
+            wait_s = evident_s + ANSWER_S + costs.controller_restart_s
+            wait_s += len(gang.workers) * costs.decide_s
             self._due.append(_Due(world.now_s - world.downtime_s + wait_s, fired))
 
     def answered(self, generation: int) -> None:
