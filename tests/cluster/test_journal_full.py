@@ -21,6 +21,7 @@ from elasticmoe.cluster import journal_file
 from elasticmoe.cluster.intake import Intake
 from elasticmoe.cluster.jobs import submit
 from elasticmoe.cluster.journal_file import FileJournal, read_journal
+from elasticmoe.cluster.outbox import NotYetError, Outbox
 from elasticmoe.controller.decisions import Break
 from elasticmoe.controller.history import check_history
 from elasticmoe.controller.record import Decided, Record
@@ -161,6 +162,31 @@ def test_lines_that_wait_for_the_journal_are_taken_once() -> None:
     asyncio.run(tell())
 
     assert taken == [[b"1"], [b"1"]]
+
+
+@pytest.mark.parametrize("error,outlives", [(NotYetError, True), (ConnectionError, False)])
+def test_an_agent_that_is_told_not_yet_keeps_its_patience(
+    error: type[ConnectionError], outlives: bool
+) -> None:
+    """It ends when nobody answers; a controller that waits for its disk does answer."""
+    patience_s = 0.3
+    given: list[float] = []
+
+    async def deliver(lines: list[bytes]) -> bool:
+        given.append(time.monotonic())
+        if given[-1] < given[0] + 3 * patience_s:
+            raise error("no")
+        return False
+
+    async def run() -> str:
+        outbox = Outbox(deliver, patience_s)
+        outbox.put(b"1")
+        return await outbox.run()
+
+    reason = asyncio.run(run())
+
+    assert (reason == "the controller has given this node up") == outlives
+    assert (given[-1] - given[0] > 2 * patience_s) == outlives
 
 
 @pytest.mark.ray
