@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from elasticmoe.runtime.names import look_up_no_names
 from elasticmoe.spec.job import JobSpec
 
 
@@ -55,6 +56,7 @@ def prepare_for_job(arguments: dict[str, Any]) -> None:
     Args:
         arguments: `entry` and `job`, as for `run_worker_child`.
     """
+    look_up_no_names()
     module = _module_of(arguments)
     if hasattr(module, "prepare"):
         module.prepare(JobSpec.model_validate_json(arguments["job"]))
