@@ -13,7 +13,7 @@ from benchmarks.recovery_timeline import Kill, is_after
 from chaos.cluster import Cluster
 from chaos.errors import ChaosError
 from chaos.proc import Process
-from chaos.sockets import connections_between, drop
+from chaos.sockets import drop, used_connections
 
 PROOF_TIMEOUT_S: Final = 5.0
 """A signal is taken at the next system call; a loop begins behind the kernel that computes."""
@@ -146,7 +146,7 @@ class CutNode:
 
 
 class DropConnection:
-    """One connection between two workers ends; nobody dies, and nobody must."""
+    """One connection in use between two workers ends; nobody dies, and nobody must."""
 
     def __init__(self) -> None:
         self._before: list[int] = []
@@ -155,12 +155,7 @@ class DropConnection:
         """See `Fault`."""
         self._before = side.victims()
         pid = self._before[place]
-        found = [
-            fd
-            for peer in self._before
-            if peer != pid
-            for fd in sorted(connections_between(pid, peer).values())
-        ]
+        found = [fd for peer in self._before if peer != pid for fd in used_connections(pid, peer)]
         if not found:
             raise CrewError(f"{side.name}: process {pid} is connected to none of its peers")
         at_s = time.time()

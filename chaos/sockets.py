@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,10 @@ from chaos.proc import open_files
 
 ESTABLISHED: Final = "01"
 """As `/proc/net/tcp` writes it."""
+A_GREETING: Final = 1024
+"""Bytes that a connection may carry though nobody uses it."""
+_CARRIED: Final = struct.Struct("120x2Q")
+"""Of Linux's `tcp_info`: bytes that were acknowledged, and that were received."""
 _PIDFD_GETFD: Final = 438
 """Its number is the same on every architecture."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
@@ -47,6 +52,21 @@ def connections_between(pid: int, other: int) -> dict[End, int]:
         for (protocol, own, remote), fd in connected(pid).items()
         if (protocol, remote, own) in theirs
     }
+
+
+def used_connections(pid: int, other: int) -> list[int]:
+    """Descriptors of a process's connections to another one that carry data; needs root.
+
+    Groups connect all their members when they are formed. Where nothing is ever sent, nobody
+    notices, or has to, that a connection ends.
+    """
+    found = []
+    for fd in sorted(connections_between(pid, other).values()):
+        with socket.socket(fileno=_borrow(pid, fd)) as connection:
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _CARRIED.size)
+        if sum(_CARRIED.unpack(told)) > A_GREETING:
+            found.append(fd)
+    return found
 
 
 def drop(pid: int, fd: int) -> str:

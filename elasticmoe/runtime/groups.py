@@ -266,7 +266,7 @@ class Groups:
 
     def _form(self, plan: Plan, member: int, rendezvous: Rendezvous) -> None:
         try:
-            before = _connected_sockets()
+            before = set(_connected_sockets())
             num_members = len(plan.members)
             stage_index = plan.stage_of_member[member]
             stage = plan.stages[stage_index]
@@ -304,7 +304,9 @@ class Groups:
             self.backward_pipe = group("backward", member, num_members) if split else self.world
             self._store = store
             self._sockets = [
-                socket.socket(fileno=os.dup(number)) for number in _connected_sockets() - before
+                socket.socket(fileno=os.dup(number))
+                for inode, number in _connected_sockets().items()
+                if inode not in before
             ]
         except Exception as error:  # re-raised as the reason why the generation is over
             self._failure = error
@@ -369,17 +371,19 @@ def _own_address(rendezvous: Rendezvous) -> str:
         return str(probe.getsockname()[0])
 
 
-def _connected_sockets() -> set[int]:
-    """Descriptors of this process that are connected TCP sockets. Listening ones stay out:
-    shutting gloo's listener down aborts the process."""
-    found = set()
+def _connected_sockets() -> dict[int, int]:
+    """Descriptors of this process that are connected TCP sockets, by inode: new ones get the
+    numbers of those that are closed meanwhile, where an older generation is buried. Listening ones
+    stay out: shutting gloo's listener down aborts the process."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         number = int(name)
         with suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
+            status = os.fstat(number)
+            if stat.S_ISSOCK(status.st_mode):
                 probe = socket.socket(fileno=os.dup(number))
                 with probe:
                     if probe.family in (socket.AF_INET, socket.AF_INET6):
                         probe.getpeername()
-                        found.add(number)
+                        found[status.st_ino] = number
     return found

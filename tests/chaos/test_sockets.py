@@ -1,5 +1,7 @@
 """A connection that is dropped under two living processes."""
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from chaos.errors import NotFiredError
-from chaos.sockets import connected, connections_between, drop
+from chaos.sockets import A_GREETING, connected, connections_between, drop, used_connections
 
 SERVER = """
 import socket
@@ -70,3 +72,21 @@ def test_what_is_no_connection_cannot_be_dropped(
     with pytest.raises(NotFiredError, match="no established connection"):
         drop(client.pid, 1)  # its standard output
     assert len(connected(server.pid)) == 1
+
+
+def test_only_connections_that_carry_data_are_in_use() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as near,
+        listener.accept()[0] as far,
+    ):
+        us = os.getpid()
+        ends = {near.fileno(), far.fileno()}
+        assert ends <= set(connections_between(us, us).values())
+        near.sendall(b"a greeting")
+        assert not ends & set(used_connections(us, us))
+
+        near.sendall(bytes(2 * A_GREETING))
+        far.recv(4 * A_GREETING, socket.MSG_WAITALL | socket.MSG_DONTWAIT)
+
+        assert ends <= set(used_connections(us, us))
