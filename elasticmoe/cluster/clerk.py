@@ -106,10 +106,10 @@ def check_memory(job: JobSpec, inventory: Inventory, nodes: list[dict[str, Any]]
     use = plan_memory(job, inventory, plan)
     needed = host_bytes(plan, use, homes_on_host=on_cpu, device_is_host=on_cpu)
     overfull = find_overfull(needed, {node["node"]: node["memory_bytes"] for node in nodes})
-    if overfull is not None:
+    for worst in overfull[:1]:
         raise PlanError(
-            f"node {overfull.node} has {overfull.there_bytes:,} bytes of memory left, the plan for "
-            f"{len(members)} workers puts {overfull.needed_bytes:,} there. Add nodes, lower "
+            f"node {worst.node} has {worst.there_bytes:,} bytes of memory left, the plan for "
+            f"{len(members)} workers puts {worst.needed_bytes:,} there. Add nodes, lower "
             "batch.global_samples or protection.redundancy, or choose a smaller model."
         )
 

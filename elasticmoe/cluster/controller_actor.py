@@ -25,8 +25,9 @@ from elasticmoe.cluster.memory import collect_rarely
 from elasticmoe.cluster.raylet import Raylet
 from elasticmoe.cluster.run import NAMESPACE, Run
 from elasticmoe.cluster.service import Answers, Service
-from elasticmoe.controller.avoided import shunned_nodes
+from elasticmoe.controller.avoided import limits, shunned_nodes
 from elasticmoe.controller.loop import Controller
+from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.summary import summary
 from elasticmoe.errors import ClusterError, ElasticMoEError, StorageError
@@ -293,7 +294,13 @@ class ControllerActor:
         await self._post(NodeLeaving(now_s, node, now_s + left_s, evidence))
 
     def _shunned(self) -> frozenset[str]:
-        return shunned_nodes(self._controller.state) if self._controller else frozenset()
+        """Nodes not to count on: the job keeps away from them or, if it waits, has too little
+        memory there."""
+        if self._controller is None:
+            return frozenset()
+        state = self._controller.state
+        too_small = limits(state) if state.phase is Phase.WAITING else ()
+        return shunned_nodes(state).union(too_small)
 
     async def _take(self, node: str, lines: list[bytes]) -> None:
         """Post an agent's lines in their order, stamped with the time of acceptance.

@@ -1,8 +1,11 @@
-"""Which nodes the job keeps away from: those that go away soon, and those in quarantine."""
+"""Which nodes the job keeps away from: those that go away soon, and those in quarantine; and of
+how many workers no more are tried on a node."""
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
-from elasticmoe.controller.state import LIVING, JobState
+from elasticmoe.controller.changing import replace
+from elasticmoe.controller.state import LIVING, JobState, Limits, Worker
 
 LEFT_S = 60.0
 """A node that is still there so long after its deadline was not taken away: it is used again."""
@@ -46,16 +49,50 @@ def next_end_s(state: JobState) -> float | None:
     return min((end_s(state, name) for name in shunned_nodes(state)), default=None)
 
 
-def last_end_s(state: JobState) -> float:
-    """When a node was last given back that was kept away from; 0: none was."""
-    ends = (end_s(state, name) for name in {*state.leaving, *state.quarantines} & {*state.nodes})
-    return max((end for end in ends if end <= state.now_s), default=0.0)
+def limits(state: JobState) -> Mapping[str, int]:
+    """Most workers of a node, where more were found to need memory that some node has not.
+
+    Found anew once other nodes are used than when it was found.
+    """
+    if not state.limits.most or state.limits.nodes != _used_nodes(state):
+        return {}
+    return state.limits.most
+
+
+def with_limits(state: JobState, found: Mapping[str, int]) -> JobState:
+    """Note limits beside those that hold; none: nothing changes."""
+    if not found:
+        return state
+    holding = limits(state)
+    most = {**holding, **{name: min(one, holding.get(name, one)) for name, one in found.items()}}
+    return replace(state, limits=Limits(most, _used_nodes(state)))
+
+
+def surplus(state: JobState) -> tuple[Worker, ...]:
+    """Living workers beyond the limits: of each node those that are not in the gang, and of these
+    those that keep no state."""
+    found: list[Worker] = []
+    for name, most in limits(state).items():
+        there = [state.workers[number] for number in state.workers.on_node(name)]
+        living = [worker for worker in there if worker.status in LIVING]
+
+        def use(worker: Worker) -> tuple[bool, bool, int]:
+            number = worker.number
+            return number not in state.positions, number not in state.vaults, number
+
+        found += sorted(living, key=use)[most:]
+    return tuple(found)
 
 
 def num_staying(state: JobState) -> int:
-    """Living workers on nodes that are not avoided."""
+    """Living workers on nodes that are not avoided, within the limits."""
     living = state.workers.count(*LIVING)
-    for name in avoided_nodes(state):
+    avoided = avoided_nodes(state)
+    for name in avoided:
         there = (state.workers[number] for number in state.workers.on_node(name))
         living -= sum(worker.status in LIVING for worker in there)
-    return living
+    return living - sum(worker.node not in avoided for worker in surplus(state))
+
+
+def _used_nodes(state: JobState) -> frozenset[str]:
+    return frozenset(state.nodes) - shunned_nodes(state)

@@ -1,9 +1,14 @@
 """Nodes, workers and room: who is there, and how many more could be."""
 
 import heapq
-from collections.abc import Set as AbstractSet
 
-from elasticmoe.controller.avoided import avoided_nodes, next_end_s, num_staying
+from elasticmoe.controller.avoided import (
+    avoided_nodes,
+    limits,
+    next_end_s,
+    num_staying,
+    with_limits,
+)
 from elasticmoe.controller.casualties import (
     add_casualties,
     death_of,
@@ -14,11 +19,9 @@ from elasticmoe.controller.casualties import (
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Casualty, Fence, Gather, LookAgain, Stop
 from elasticmoe.controller.ending import decide_stop
-from elasticmoe.controller.fitting import crowded_nodes
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.recovery import backoff_s
 from elasticmoe.controller.state import (
-    LIVING,
     START_PATIENCE_S,
     JobState,
     Node,
@@ -47,8 +50,13 @@ def node_up(state: JobState, event: NodeUp) -> Outcome:
     known = state.nodes.get(event.node)
     if known == node:
         return state, ()
-    state = replace(state, nodes={**state.nodes, event.node: node})
-    return replace(state, capacity_changed_s=event.at_s), ()
+    most = {name: one for name, one in state.limits.most.items() if name != event.node}
+    return replace(
+        state,
+        nodes={**state.nodes, event.node: node},
+        limits=replace(state.limits, most=most),
+        capacity_changed_s=event.at_s,
+    ), ()
 
 
 def node_lost(state: JobState, event: NodeLost) -> Outcome:
@@ -152,6 +160,8 @@ def free_places(state: JobState) -> dict[str, int]:
     free = {
         name: max(node.capacity - len(there.get(name, ())), 0) for name, node in state.nodes.items()
     }
+    for name, most in limits(state).items():
+        free[name] = min(free[name], max(most - len(there.get(name, ())), 0))
     return {**free, **dict.fromkeys(avoided_nodes(state), 0)}
 
 
@@ -160,37 +170,29 @@ def free_on(state: JobState, node: str) -> int:
     known = state.nodes.get(node)
     if known is None or node in avoided_nodes(state):
         return 0
-    return max(known.capacity - len(state.workers.on_node(node)), 0)
+    places = min(known.capacity, limits(state).get(node, known.capacity))
+    return max(places - len(state.workers.on_node(node)), 0)
 
 
-def room(state: JobState, crowded: AbstractSet[str] = frozenset()) -> int:
-    """Living workers and those that could be started, on nodes that are not avoided.
-
-    Args:
-        crowded: nodes of which only members of the gang count.
-    """
-    strangers = sum(
-        number not in state.positions and state.workers[number].status in LIVING
-        for node in crowded - avoided_nodes(state)
-        for number in state.workers.on_node(node)
-    )
-    free = sum(places for name, places in free_places(state).items() if name not in crowded)
-    return num_staying(state) - strangers + free
+def room(state: JobState) -> int:
+    """Living workers and those that could be started, on nodes that are not avoided and within the
+    limits."""
+    return num_staying(state) + sum(free_places(state).values())
 
 
 def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
-    """Number new workers and spread them: each goes to the node with the fewest, to one that was
-    found too small only if no other has room."""
-    free = free_places(state)
-    taken = {name: state.nodes[name].capacity - free[name] for name in free}
-    nodes = [(name in state.crowded, taken[name], name) for name in sorted(free) if free[name]]
+    """Number new workers and spread them: each goes to the node with the fewest, to one that had
+    too little memory before only if no other has room."""
+    free, small = free_places(state), state.limits.most
+    used = {name: len(state.workers.on_node(name)) for name in free if free[name]}
+    nodes = [(name in small, used[name], name) for name in used]
     heapq.heapify(nodes)
     hires: list[tuple[int, str]] = []
     while nodes and len(hires) < count:
-        is_crowded, used, name = heapq.heappop(nodes)
+        is_small, taken, name = heapq.heappop(nodes)
         hires.append((state.next_worker + len(hires), name))
-        if used + 1 < state.nodes[name].capacity:
-            heapq.heappush(nodes, (is_crowded, used + 1, name))
+        if taken + 1 < used[name] + free[name]:
+            heapq.heappush(nodes, (is_small, taken + 1, name))
     return tuple(hires)
 
 
@@ -209,12 +211,10 @@ def decide_waiting(state: JobState) -> Gather | Fence | Stop | LookAgain | None:
     if silent is not None:
         return silent
     workers = state.spec.workers
-    crowded = crowded_nodes(state)
-    elsewhere = sum(free for name, free in free_places(state).items() if name not in crowded)
-    if crowded and (not elsewhere or num_staying(state) >= workers.replicas):
+    fitting = room(state)
+    if limits(state) and min(fitting, workers.replicas) <= num_staying(state):  # they do not fit
         end_s = next_end_s(state)
         return None if end_s is None else LookAgain(end_s)
-    fitting = room(state)
     if fitting >= workers.replicas:
         return decide_gather(state, f"there is room for the {workers.replicas} workers wanted")
     if fitting < workers.min:
@@ -247,6 +247,7 @@ def decide_starting(state: JobState) -> Fence | LookAgain | None:
 
 def apply_gather(state: JobState, decision: Gather) -> Outcome:
     """Start the missing workers."""
+    state = with_limits(state, dict(decision.limits))
     hired = {
         number: Worker(number, node, WorkerStatus.STARTING, decision.at_s)
         for number, node in decision.hires

@@ -38,6 +38,8 @@ class Gather:
     hires: tuple[tuple[int, str], ...]
     """Numbers of the workers to start, and their nodes."""
     reason: str
+    limits: tuple[tuple[str, int], ...] = ()
+    """Nodes, and the most workers there that they were found to have memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class Form:
     """Not none: start from what is in the workers' vaults; `checkpoint` is none."""
     newcomers: tuple[int, ...] = ()
     """Members that were not in the generation before."""
-    crowded: tuple[str, ...] = ()
-    """Nodes with too little memory for a layout with all workers that are ready."""
+    limits: tuple[tuple[str, int], ...] = ()
+    """Nodes, and the most workers there that they were found to have memory for."""
     unprotected: bool = False
     """Units lack homes, and the nodes have no memory for more."""
 
@@ -228,8 +230,8 @@ class Wait:
     """Whether `step` is in the vaults that are left; else it is the newest checkpoint's."""
     open_step: int = 0
     """As in `Recover`."""
-    crowded: tuple[str, ...] = ()
-    """Nodes with too little memory for any layout of what is left; none: workers are missing."""
+    limits: tuple[tuple[str, int], ...] = ()
+    """Nodes, and the most workers there that they were found to have memory for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Finish, GiveUp, Stop
+from elasticmoe.controller.protecting import no_longer_exposed
 from elasticmoe.controller.recovery import origin
 from elasticmoe.controller.state import JobState, Outcome
 from elasticmoe.controller.wording import plural
@@ -48,7 +49,7 @@ def apply_end(state: JobState, decision: Finish | Stop | GiveUp) -> Outcome:
     if isinstance(decision, Stop):
         kept = state.newest.step if state.newest else 0
         state = replace(state, committed_step=min(state.committed_step, kept))
-    state = replace(state, outcome=decision.reason)
+    state = replace(no_longer_exposed(state, decision.at_s), outcome=decision.reason)
     return state, (EndJob(OUTCOMES[type(decision)], decision.reason),)
 
 

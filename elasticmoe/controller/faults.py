@@ -3,6 +3,7 @@
 from math import inf
 
 from elasticmoe.controller import vaults
+from elasticmoe.controller.avoided import surplus, with_limits
 from elasticmoe.controller.capacity import free_places, kills
 from elasticmoe.controller.casualties import decide_fence_silent, last_update, repeated_failure
 from elasticmoe.controller.changing import replace
@@ -19,7 +20,6 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.ending import decide_stop
-from elasticmoe.controller.fitting import with_crowded
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.protecting import no_longer_exposed
 from elasticmoe.controller.quarantine import decide_quarantine, suspected
@@ -90,13 +90,13 @@ def decide_breaking(
 def survey(
     state: JobState,
     refused_rungs: tuple[tuple[Rung, str], ...] = (),
-    crowded: tuple[Overfull, ...] = (),
+    crowded: Overfull | None = None,
 ) -> Damage:
     """Everything that a recovery is decided upon.
 
     Args:
         refused_rungs: those that turned out not to work, and why.
-        crowded: nodes that have too little memory for the layouts that were made.
+        crowded: a node that has too little memory for any layout that was made.
     """
     protection, workers = state.spec.protection, state.spec.workers
     dead = dead_members(state)
@@ -182,13 +182,9 @@ def apply_wait(state: JobState, decision: Wait) -> Outcome:
     """Nothing to do until nodes come."""
     state, commands = _answered(state, decision, from_memory=decision.from_memory)
     state = replace(state, rung="failover" if decision.from_memory else "checkpoint")
-    if not decision.crowded:
-        return state, commands
-    state = with_crowded(state, decision.crowded)
-    if decision.from_memory:
-        return state, commands
+    state = with_limits(state, dict(decision.limits))
     # Nothing of theirs is needed, and others are to be started where there is more room.
-    gone = tuple(one for one in having(state, WorkerStatus.IDLE) if one.node in decision.crowded)
+    gone = surplus(state)
     state = with_status(state, tuple(worker.number for worker in gone), WorkerStatus.LEAVING)
     return state, (*commands, *kills(gone, decision.reason))
 

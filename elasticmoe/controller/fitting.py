@@ -1,16 +1,18 @@
 """Whether a layout fits into the memory of the nodes, as far as is known."""
 
-from elasticmoe.controller.avoided import last_end_s
-from elasticmoe.controller.changing import replace
-from elasticmoe.controller.state import JobState
+from collections import Counter
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+
+from elasticmoe.controller.state import JobState, Worker
 from elasticmoe.plan.experts import master_bytes
 from elasticmoe.plan.memory import Overfull, find_overfull, host_bytes, plan_memory
 from elasticmoe.plan.protection import restore_protection, single_homed
-from elasticmoe.plan.types import Plan
+from elasticmoe.plan.types import Member, Plan
 
 
-def overfull_node(state: JobState, plan: Plan) -> Overfull | None:
-    """The node that a layout fills beyond what it has; none: everything fits.
+def overfull_nodes(state: JobState, plan: Plan) -> tuple[Overfull, ...]:
+    """The nodes that a layout fills beyond what they have, the worst first; none: everything fits.
 
     A node that does not say how much it has is never too small.
     """
@@ -30,9 +32,10 @@ def overfull_by_protection(state: JobState, plan: Plan) -> Overfull | None:
     units, wanted = state.job.inventory.units, min(redundancy, len(plan.members))
     lacking = sum(units[unit].numel * (wanted - len(plan.homes[unit])) for unit in exposed)
     home_bytes = 4 * master_bytes(state.spec)  # weight, two moments, reduced gradient
-    if find_overfull(_needed(state, plan), _there(state), lacking * home_bytes) is None:
+    if not find_overfull(_needed(state, plan), _there(state), lacking * home_bytes):
         return None
-    return overfull_node(state, restore_protection(plan, state.spec, state.job.inventory))
+    restored = restore_protection(plan, state.spec, state.job.inventory)
+    return next(iter(overfull_nodes(state, restored)), None)
 
 
 def in_words(overfull: Overfull) -> str:
@@ -45,18 +48,49 @@ def in_words(overfull: Overfull) -> str:
     return f"node {overfull.node} would need {needed:.3f} GiB of memory and has {there:.3f} GiB"
 
 
-def crowded_nodes(state: JobState) -> frozenset[str]:
-    """Nodes that were found too small, if no room has come since."""
-    room_came_s = max(state.capacity_changed_s, last_end_s(state))
-    return frozenset(state.crowded) if room_came_s <= state.crowded_s else frozenset()
+class Crowded:
+    """What did not fit, while a layout was looked for."""
 
+    def __init__(self, ready: tuple[Worker, ...]) -> None:
+        self._ready = ready
+        self.node: Overfull | None = None
+        """What lacked most in the first layout."""
+        self.first_limits = dict[str, int]()
+        """How many workers of overfull nodes were tried in the second layout. With more workers on
+        other nodes so many may fit."""
+        self.limits = dict[str, int]()
+        """How many of them were tried last."""
 
-def with_crowded(state: JobState, nodes: tuple[str, ...]) -> JobState:
-    """Note nodes that a layout did not fit on; none: nothing changes."""
-    if not nodes:
-        return state
-    crowded = tuple(sorted(crowded_nodes(state).union(nodes)))
-    return replace(state, crowded=crowded, crowded_s=state.now_s)
+    def leave_out(
+        self,
+        workers: tuple[Worker, ...],
+        strangers: AbstractSet[int],
+        overfull: tuple[Overfull, ...],
+    ) -> tuple[Worker, ...]:
+        """Have one worker less on every node that is overfull.
+
+        Args:
+            strangers: numbers of those that can be left out. If there is none on these nodes, they
+                all are, because what others bring has to be kept.
+        """
+        last_stranger = {one.node: one.number for one in workers if one.number in strangers}
+        names = [one.node for one in overfull]
+        going = {last_stranger[name] for name in names if name in last_stranger} or strangers
+        fewer = tuple(worker for worker in workers if worker.number not in going)
+        kept = Counter(worker.node for worker in fewer)
+        found = {name: kept[name] for name in names}
+        if self.node is None:
+            self.node, self.first_limits = overfull[0], found
+        self.limits |= found
+        return fewer
+
+    def limits_of(self, members: Sequence[Member]) -> dict[str, int]:
+        """The limits that also keep out whoever was ready and is no member."""
+        if self.node is None:
+            return {}
+        kept = Counter(member.node for member in members)
+        ready = Counter(worker.node for worker in self._ready)
+        return self.limits | {name: kept[name] for name in ready if kept[name] < ready[name]}
 
 
 def _needed(state: JobState, plan: Plan) -> dict[str, int]:

@@ -1,10 +1,10 @@
 """From an opened generation to one that trains."""
 
+from elasticmoe.controller.avoided import with_limits
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Break, Casualty, Form, LookAgain, Stop, Train
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import decide_break
-from elasticmoe.controller.fitting import with_crowded
 from elasticmoe.controller.leaving import let_go
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.sentences import trains
@@ -85,7 +85,7 @@ def apply_form(state: JobState, decision: Form) -> Outcome:
         pace=state.pace.scaled(fewer) if fewer > 1 else state.pace,
         outage=replace(outage, redo_steps=outage.redo_steps + given),
     )
-    return with_crowded(state, decision.crowded), (form_command(decision),)
+    return with_limits(state, dict(decision.limits)), (form_command(decision),)
 
 
 def form_command(decision: Form) -> FormGeneration:

@@ -1,9 +1,9 @@
 """Who is in the next generation, and from where it starts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
-from elasticmoe.controller.avoided import avoided_nodes, num_staying
+from elasticmoe.controller.avoided import avoided_nodes, num_staying, surplus, with_limits
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.changing import replace
@@ -19,7 +19,12 @@ from elasticmoe.controller.decisions import (
 )
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import survey
-from elasticmoe.controller.fitting import in_words, overfull_by_protection, overfull_node
+from elasticmoe.controller.fitting import (
+    Crowded,
+    in_words,
+    overfull_by_protection,
+    overfull_nodes,
+)
 from elasticmoe.controller.memory import plan_recall
 from elasticmoe.controller.recovery import decide_recovery, origin
 from elasticmoe.controller.replacing import (
@@ -43,7 +48,6 @@ from elasticmoe.controller.wording import listed, plural
 from elasticmoe.errors import PlanError
 from elasticmoe.messages.worker import FromMemory
 from elasticmoe.plan.make import make_plan
-from elasticmoe.plan.memory import Overfull
 from elasticmoe.plan.types import Member, Plan
 from elasticmoe.spec.job import Rung
 
@@ -143,41 +147,52 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
 
 def _form_in_memory_there_is(state: JobState, rung: Rung, ready: tuple[Worker, ...]) -> Next:
     """With everybody, or without those who bring nothing but need memory that their node has not.
-    If no layout fits, more workers are started where there is room, else the ladder decides."""
-    crowded, chosen = list[Overfull](), ready
+    A gang that paused to grow goes on as it was if nobody who came can stay."""
+    crowded, chosen = Crowded(ready), ready
+    orphaned = _orphaned(state)
+    strangers = {
+        one.number for one in ready if one.number not in state.vaults and one.node not in orphaned
+    }
     while True:
         workers = tuple(worker.number for worker in chosen)
-        plan = _layout_to_grow(state, workers)
-        recalled = _recall(state, rung, workers, {}, plan)
+        if _is_planned(state) and set(workers) == set(state.members):
+            return _form_as_before(state, rung, state.members, {}, crowded)
+        recalled = _recall(state, rung, workers, {}, _layout_to_grow(state, workers))
         if not isinstance(recalled, tuple):
             return recalled
-        overfull = overfull_node(state, recalled[0])
-        if overfull is None:
+        overfull = overfull_nodes(state, recalled[0])
+        if not overfull:
             return _form_recalled(state, *recalled, crowded)
-        crowded.append(overfull)
-        fewer = _without_strangers(state, chosen, overfull.node)
+        fewer = crowded.leave_out(chosen, strangers, overfull)
         if len(fewer) in (len(chosen), 0) or len(fewer) < state.spec.workers.min:
-            break
+            return _more_or_wait(state, crowded)
         chosen = fewer
-    more = _decide_number(state, state.spec.workers.replicas)
-    return decide_recovery(survey(state, crowded=tuple(crowded))) if more is None else more
 
 
-def _without_strangers(
-    state: JobState, workers: tuple[Worker, ...], node: str
-) -> tuple[Worker, ...]:
-    """Leave out those of a node whose memory nobody needs; if there are none, of all nodes."""
-    orphaned = {vault.node for owner, vault in state.vaults.items() if owner not in state.workers}
-    strangers = [w for w in workers if w.number not in state.vaults and w.node not in orphaned]
-    there = [worker for worker in strangers if worker.node == node]
-    return tuple(worker for worker in workers if worker not in (there or strangers))
+def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
+    """Start more workers where there may be memory for them, else the ladder decides."""
+    if state.workers.count(WorkerStatus.STARTING):
+        return decide_starting(state)
+    limited = with_limits(state, crowded.first_limits)
+    fitting = room(limited)
+    if min(fitting, state.spec.workers.replicas) > num_staying(limited):
+        gather = decide_gather(limited, _missing(limited, fitting))
+        return replace(gather, limits=tuple(sorted(crowded.first_limits.items())))
+    limited = with_limits(state, crowded.limits)
+    decision = decide_recovery(survey(limited, crowded=crowded.node))
+    limits = tuple(sorted(crowded.limits.items()))
+    return replace(decision, limits=limits) if isinstance(decision, Wait) else decision
+
+
+def _is_planned(state: JobState) -> bool:
+    outage = state.outage
+    return outage is not None and outage.is_planned and not outage.causes
 
 
 def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
     """A gang that pauses to grow is laid out afresh: who comes takes a share of all homes, and
     those of each unit are apart again. None: after a loss as little as possible is moved."""
-    outage = state.outage
-    if outage is None or not outage.is_planned or outage.causes:
+    if not _is_planned(state):
         return None
     assert state.job is not None, "no job was submitted"
     return make_plan(state.job.spec, state.job.inventory, _members(state, workers))
@@ -231,21 +246,31 @@ def _ready(state: JobState, avoided: frozenset[str] | None = None) -> tuple[Work
     """
     avoided = avoided_nodes(state) if avoided is None else avoided
     waiting, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
-    ready = tuple(worker for worker in waiting if worker.node not in avoided)
+    beyond = {worker.number for worker in surplus(state)}
+    ready = tuple(
+        worker for worker in waiting if worker.node not in avoided and worker.number not in beyond
+    )
 
     def place(worker: Worker) -> tuple[str, str, int]:
         return state.nodes[worker.node].domain, worker.node, worker.number
 
     if len(ready) > wanted:
-        orphaned = {
-            vault.node for owner, vault in state.vaults.items() if owner not in state.workers
-        }
+        orphaned = _orphaned(state)
 
         def use(worker: Worker) -> tuple[bool, bool, tuple[str, str, int]]:
             return worker.number not in state.vaults, worker.node not in orphaned, place(worker)
 
         ready = tuple(sorted(ready, key=use)[:wanted])
     return tuple(sorted(ready, key=place))
+
+
+def _orphaned(state: JobState) -> set[str]:
+    """Nodes with memory of workers that are dead."""
+    return {
+        vault.node
+        for owner, vault in state.vaults.items()
+        if owner not in state.workers and vault.copies is not None
+    }
 
 
 def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
@@ -257,11 +282,15 @@ def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
 
 
 def _form_as_before(
-    state: JobState, rung: Rung, workers: tuple[int, ...], replaced: Mapping[int, int]
+    state: JobState,
+    rung: Rung,
+    workers: tuple[int, ...],
+    replaced: Mapping[int, int],
+    crowded: Crowded | None = None,
 ) -> Form | Recover | Wait | GiveUp:
     """In the layout that there was: it fitted."""
     recalled = _recall(state, rung, workers, replaced, state.plan)
-    return _form_recalled(state, *recalled) if isinstance(recalled, tuple) else recalled
+    return _form_recalled(state, *recalled, crowded) if isinstance(recalled, tuple) else recalled
 
 
 def _recall(
@@ -283,7 +312,7 @@ def _recall(
 
 
 def _form_recalled(
-    state: JobState, plan: Plan, memory: FromMemory, crowded: Sequence[Overfull] = ()
+    state: JobState, plan: Plan, memory: FromMemory, crowded: Crowded | None = None
 ) -> Form:
     where = "the snapshot of" if memory.is_snapshot else "memory at"
     reason = f"{plural(len(plan.members), 'worker')} go on from {where} step {memory.step}"
@@ -294,34 +323,35 @@ def _form_recalled(
     return replace(form, memory=memory, unprotected=overfull is not None)
 
 
-def _form_afresh(state: JobState) -> Form | Recover | Wait | GiveUp:
-    """With as many as fit: a node that is too small has none."""
+def _form_afresh(state: JobState) -> Next:
+    """With as many as fit."""
     assert state.job is not None, "no job was submitted"
-    crowded, workers = list[Overfull](), _ready(state)
+    chosen = _ready(state)
+    crowded = Crowded(chosen)
     while True:
-        members = _members(state, tuple(worker.number for worker in workers))
+        members = _members(state, tuple(worker.number for worker in chosen))
         try:
             plan = make_plan(state.job.spec, state.job.inventory, members)
         except PlanError as error:
             reason = f"no plan for {len(members)} workers: {error}"
             return GiveUp(state.now_s, error.code, "", reason)
-        overfull = overfull_node(state, plan)
-        if overfull is None:
+        overfull = overfull_nodes(state, plan)
+        if not overfull:
             break
-        crowded.append(overfull)
-        workers = tuple(worker for worker in workers if worker.node != overfull.node)
-        if len(workers) < state.spec.workers.min:
-            return decide_recovery(survey(state, crowded=tuple(crowded)))
+        chosen = crowded.leave_out(chosen, {worker.number for worker in chosen}, overfull)
+        if len(chosen) < state.spec.workers.min:
+            return _more_or_wait(state, crowded)
     start = state.newest
     reason = f"{plural(len(members), 'worker')} start from {origin(start)}"
     form = _form(state, plan, start.step if start else 0, reason, crowded)
     return replace(form, checkpoint=start.uri if start else None)
 
 
-def _form(state: JobState, plan: Plan, step: int, reason: str, crowded: Sequence[Overfull]) -> Form:
+def _form(state: JobState, plan: Plan, step: int, reason: str, crowded: Crowded | None) -> Form:
     workers = tuple(member.worker for member in plan.members)
-    if crowded:
-        reason += f", without others that are ready: {in_words(crowded[0])}"
+    limits = crowded.limits_of(plan.members) if crowded else {}
+    if crowded and crowded.node:
+        reason += f", without others that are ready: {in_words(crowded.node)}"
     return Form(
         at_s=state.now_s,
         generation=state.generation + 1,
@@ -334,7 +364,7 @@ def _form(state: JobState, plan: Plan, step: int, reason: str, crowded: Sequence
         first_command=state.next_command,
         reason=reason,
         newcomers=tuple(number for number in workers if number not in state.positions),
-        crowded=tuple(overfull.node for overfull in crowded),
+        limits=tuple(sorted(limits.items())),
     )
 
 

@@ -5,7 +5,13 @@ The gang pauses between two steps, and those who stay go on from memory: no step
 
 from collections.abc import Collection
 
-from elasticmoe.controller.avoided import avoided_nodes, num_places, num_staying, shunned_nodes
+from elasticmoe.controller.avoided import (
+    avoided_nodes,
+    num_places,
+    num_staying,
+    shunned_nodes,
+    surplus,
+)
 from elasticmoe.controller.capacity import decide_gather, decide_starting, kills, room
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
@@ -17,7 +23,8 @@ from elasticmoe.controller.decisions import (
     Regroup,
     Stay,
 )
-from elasticmoe.controller.protecting import protect_with
+from elasticmoe.controller.fitting import in_words, overfull_nodes
+from elasticmoe.controller.protecting import no_longer_exposed, protect_with
 from elasticmoe.controller.state import (
     SETTLE_S,
     JobState,
@@ -33,7 +40,7 @@ from elasticmoe.controller.vaults import with_ended
 from elasticmoe.controller.wording import listed, plural, workers_named
 from elasticmoe.messages.events import NodeLeaving
 from elasticmoe.messages.worker import WorkerLeaving
-from elasticmoe.plan.protection import confined, restore_protection
+from elasticmoe.plan.protection import confined, evacuate, restore_protection
 
 Next = Gather | Fence | Protect | Stay | Drain | LookAgain | None
 
@@ -128,7 +135,7 @@ def apply_regroup(state: JobState, decision: Regroup) -> Outcome:
         members=len(state.members),
         is_planned=decision.rung != "checkpoint",
     )
-    state = replace(state, outage=outage, failed_hires=0)
+    state = no_longer_exposed(replace(state, outage=outage, failed_hires=0), decision.at_s)
     if decision.rung == "checkpoint":  # by an earlier version
         return state, ()
     fenced = tuple(state.workers[number] for number in decision.leavers if number in state.workers)
@@ -156,15 +163,16 @@ def apply_stay(state: JobState, decision: Stay) -> Outcome:
 
 def let_go(state: JobState) -> Outcome:
     """A gang trains without those who were to leave, or whose nodes are too small: they end."""
-    crowded = state.form.crowded if state.form else ()
+    there = {
+        number for node in avoided_nodes(state) for number in state.workers.on_node(node)
+    }.union(worker.number for worker in surplus(state))
     numbers = [
         number
-        for node in avoided_nodes(state).union(crowded)
-        for number in state.workers.on_node(node)
+        for number in sorted(there)
         if number not in state.positions
         and state.workers[number].status is not WorkerStatus.LEAVING
     ]
-    gone = tuple(state.workers[number] for number in sorted(numbers))
+    gone = tuple(state.workers[number] for number in numbers)
     state = with_status(state, tuple(worker.number for worker in gone), WorkerStatus.LEAVING)
     return state, kills(gone, "the gang trains without this node")
 
@@ -195,9 +203,14 @@ def _decide_homes(state: JobState, going: tuple[int, ...]) -> Protect | Stay | D
     alone = confined(state.plan, places)
     if not alone:
         return _drain(state, going)
-    better = restore_protection(state.plan, state.job.spec, state.job.inventory, leaving=places)
-    if confined(better, places):
-        return _stay(state, going, f"no other member can keep {plural(len(alone), 'unit')}")
+    inventory = state.job.inventory
+    better = restore_protection(state.plan, state.job.spec, inventory, leaving=places)
+    if overfull_nodes(state, better):
+        better = evacuate(state.plan, inventory, places)
+    overfull = overfull_nodes(state, better)
+    if confined(better, places) or overfull:
+        because = f"no other member can keep {plural(len(alone), 'unit')}"
+        return _stay(state, going, because + (f": {in_words(overfull[0])}" if overfull else ""))
     reason = f"{plural(len(alone), 'unit')} get a home elsewhere: {why(state, going)}"
     return protect_with(state, better, len(alone), reason)
 

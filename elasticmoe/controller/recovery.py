@@ -75,8 +75,8 @@ class Damage:
     backoff_s: float
     first_error: FirstError
     skip_rungs: tuple[Rung, ...] = ()
-    crowded: tuple[Overfull, ...] = ()
-    """Nodes with too little memory for any layout of what is left; none: one fits, or has not been
+    crowded: Overfull | None = None
+    """A node with too little memory for any layout of what is left; none: one fits, or has not been
     made yet. One that has trained fits."""
 
 
@@ -98,7 +98,7 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     for rung, refuse in LADDER:
         refusal = _left_out(damage, rung) or refuse(damage)
         if not refusal:
-            lacks_room = _too_few(damage) or damage.crowded
+            lacks_room = _too_few(damage) or damage.crowded is not None
             if lacks_room and rung in ("failover", "snapshot", "checkpoint"):
                 return _wait(damage, rung)
             return _recover(damage, rung, tuple(passed_over))
@@ -268,8 +268,8 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
         "snapshot": f"the snapshot of step {step} ({plural(redo, 'step')} to redo)",
     }.get(rung, f"{origin(damage.newest)} ({plural(redo, 'step')} to redo)")
     lacking = f"{plural(workers, 'worker')} can run and workers.min is {damage.minimum}"
-    if not _too_few(damage):
-        lacking = f"{plural(workers, 'worker')} can run, but {in_words(damage.crowded[0])}"
+    if damage.crowded is not None and not _too_few(damage):
+        lacking = f"{plural(workers, 'worker')} can run, but {in_words(damage.crowded)}"
     reason = f"{_what(damage)}; {lacking}: waiting for nodes, to go on from {where}"
     return Wait(
         at_s=damage.at_s,
@@ -279,7 +279,6 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
         evidence=damage.casualties,
         reason=reason,
         from_memory=rung != "checkpoint",
-        crowded=tuple(one.node for one in damage.crowded),
         open_step=_open_step(damage, rung),
     )
 
@@ -287,7 +286,7 @@ def _wait(damage: Damage, rung: Rung) -> Wait:
 def _what(damage: Damage) -> str:
     if damage.casualties:
         return described(damage.casualties)
-    if damage.crowded:
+    if damage.crowded is not None:
         return "what is left cannot hold the model"
     return "; ".join(why for _, why in damage.refused_rungs) or "fewer workers are left"
 

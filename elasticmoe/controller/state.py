@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
 from typing import Final
 
 from elasticmoe.controller.changing import replace
@@ -142,6 +141,19 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How many workers nodes were found to have memory for."""
+
+    most: Mapping[str, int]
+    """Workers of a node; those that are not named may have as many as they have places."""
+    nodes: frozenset[str]
+    """That were used when it was found: on others all may be different."""
+
+
+NO_LIMITS: Final = Limits({}, frozenset())
+
+
+@dataclass(frozen=True, slots=True)
 class FirstError:
     """The error that a series of recoveries began with."""
 
@@ -230,10 +242,8 @@ class JobState:
     quarantines: Mapping[str, Quarantined] = field(default_factory=dict)
     """By node, also those that are over."""
     capacity_changed_s: float = 0.0
-    crowded: tuple[str, ...] = ()
-    """Nodes with too little memory for the layouts that were made."""
-    crowded_s: float = -inf
-    """When that was found last; more room may change it."""
+    limits: Limits = NO_LIMITS
+    """What nodes were found to have too little memory for."""
     workers: Roster = field(default_factory=Roster)
     """All that are not known to be dead, by number."""
     next_worker: int = 0

@@ -23,7 +23,6 @@ from elasticmoe.controller.decisions import (
 )
 from elasticmoe.controller.ending import decide_finish, decide_stop
 from elasticmoe.controller.faults import decide_break
-from elasticmoe.controller.fitting import crowded_nodes
 from elasticmoe.controller.leaving import decide_leave, decide_regroup, leavers, pauses
 from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import Phase
@@ -236,7 +235,7 @@ def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
         return None
     if len(state.members) >= workers.replicas:
         return None
-    target = min(workers.replicas, room(state, crowded_nodes(state)))
+    target = min(workers.replicas, room(state))
     if target <= len(state.members):
         end_s = next_end_s(state)  # of a quarantine, or of a notice that came to nothing
         return None if end_s is None else LookAgain(end_s)

@@ -239,8 +239,8 @@ class Overfull:
 
 def find_overfull(
     needed: Mapping[str, int], there: Mapping[str, int], further_bytes: int = 0
-) -> Overfull | None:
-    """Name the node that lacks most memory; none: everything fits, as far as is known.
+) -> tuple[Overfull, ...]:
+    """Name the nodes that lack memory, most first; none: everything fits, as far as is known.
 
     Args:
         needed: bytes by node, of `host_bytes`.
@@ -252,9 +252,7 @@ def find_overfull(
         for node, asked in needed.items()
         if 0 < there.get(node, 0) < asked + further_bytes
     ]
-    return max(
-        lacking, key=lambda one: (one.needed_bytes - one.there_bytes, one.node), default=None
-    )
+    return tuple(sorted(lacking, key=lambda one: (one.there_bytes - one.needed_bytes, one.node)))
 
 
 def _activation_bytes(job: JobSpec, inventory: Inventory, plan: Plan) -> IntArray:

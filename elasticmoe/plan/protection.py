@@ -36,8 +36,14 @@ def restore_protection(
     """
     redundancy = job.protection.redundancy
     homes = add_mirrors(plan.members, plan.homes, unit_sizes(inventory), redundancy)
-    if leaving:
-        homes = _with_others(plan.members, homes, unit_sizes(inventory), leaving)
+    return evacuate(replace(plan, homes=homes), inventory, leaving)
+
+
+def evacuate(plan: Plan, inventory: Inventory, leaving: AbstractSet[int]) -> Plan:
+    """Add a home elsewhere for units that only members who go away soon are homes of."""
+    if not leaving:
+        return plan
+    homes = _with_others(plan.members, plan.homes, unit_sizes(inventory), leaving)
     return replace(plan, homes=homes)
 
 

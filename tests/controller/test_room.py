@@ -79,7 +79,7 @@ def test_a_node_too_small_for_a_worker_is_not_grown_into_again_and_again() -> No
     assert [drain.purpose for drain in decisions(world, Drain)] == ["grow", "grow", "finish"]
     _, refused, grown = decisions(world, Form)
     assert (len(refused.workers), len(grown.workers)) == (4, 5)
-    assert refused.crowded == ("c",)
+    assert refused.limits == (("c", 0),)
     assert "without others that are ready: node c would need" in refused.reason
     assert "c" not in {world.state.plan.members[place].node for place in range(5)}
     assert world.state.tally.steps_rolled_back == 0

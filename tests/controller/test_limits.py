@@ -1,0 +1,187 @@
+"""How many workers a node has memory for: found once, kept to until other nodes are there."""
+
+from fake_job import small_job
+from fake_world import World, assert_sound, decisions
+from survival import rungs
+
+from elasticmoe.controller.avoided import limits
+from elasticmoe.controller.decisions import Drain, Form, Gather, Protect, Recover, Stay, Wait
+from elasticmoe.controller.fitting import Crowded, overfull_nodes
+from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.state import Worker, WorkerStatus
+from elasticmoe.messages.events import NodeLeaving, NodeUp
+from elasticmoe.plan.make import make_plan
+from elasticmoe.plan.memory import Overfull, host_bytes, plan_memory
+from elasticmoe.plan.types import Member, Plan
+from elasticmoe.spec.job import JobSpec
+
+ACTIVE = small_job(data={"seq_len": 1024})
+GIB = 2**30
+
+
+def needed(job: JobSpec, nodes: str) -> dict[str, int]:
+    """What a fresh layout of workers on nodes (one letter each) needs of every node."""
+    inventory = World(job=job).inventory
+    plan = make_plan(job, inventory, [Member(n, node, node) for n, node in enumerate(nodes)])
+    use = plan_memory(job, inventory, plan)
+    return host_bytes(plan, use, homes_on_host=True, device_is_host=True)
+
+
+def sizes(world: World) -> list[dict[str, int]]:
+    """Workers per node of every generation."""
+    found = []
+    for form in decisions(world, Form):
+        nodes = [member.node for member in Plan.from_json(form.plan).members]
+        found.append({node: nodes.count(node) for node in sorted(set(nodes))})
+    return found
+
+
+def pauses(world: World) -> list[str]:
+    return [drain.purpose for drain in decisions(world, Drain) if drain.purpose != "finish"]
+
+
+def test_after_a_wait_a_large_node_is_used_though_the_small_one_has_free_places() -> None:
+    world = World(job=ACTIVE, nodes={"a": 2, "b": 2}, small_nodes={"a": 24_000, "b": 24_000})
+    world.on_step[5] = lambda: world.deliver(NodeUp(world.now_s, "a", "a", "host", 4, 24_000))
+    world.at_point("begun", 13, lambda _: world.lose_node("b"))
+    world.submit()
+    world.run(limit_s=60.0)
+
+    assert world.fired == ["lose b"]
+    assert world.state.phase is Phase.WAITING
+    (wait,) = decisions(world, Wait)
+    assert limits(world.state) == {"a": 2} == dict(wait.limits)
+    assert len(decisions(world, Gather)) == 1  # no more where there is too little memory for two
+
+    world.add_node("c", 4)
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert sizes(world)[-1] == {"a": 2, "c": 2}
+    assert len(decisions(world, Wait)) == 1
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)
+
+
+def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_grows() -> None:
+    world = World(job=ACTIVE, nodes={"a": 4, "b": 2}, memory_bytes=24_000)
+    world.submit()
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert len(decisions(world, Gather)[0].hires) == 4  # all on the first node
+    assert sizes(world)[-1] == {"a": 2, "b": 2}
+    assert decisions(world, Wait) == []
+    assert len(pauses(world)) <= 1
+    assert_sound(world)
+
+
+def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once() -> None:
+    job = small_job(workers={"replicas": 2, "min": 1, "settle_s": 0.2}, schedule={"steps": 60})
+    alone, both = needed(job, "a")["a"], needed(job, "ab")["a"]
+    assert alone < both
+    world = World(job=job, nodes={"a": 1}, small_nodes={"a": both - 1})
+    world.on_step[5] = lambda: world.add_node("b", 1)
+    world.submit()
+    world.run()
+
+    assert world.fired == ["add b"]
+    assert world.state.phase is Phase.DONE
+    assert pauses(world) == ["grow"]
+    assert sizes(world) == [{"a": 1}, {"a": 1}]
+    assert decisions(world, Form)[1].limits == (("a", 1), ("b", 0))
+    assert decisions(world, Recover) == []
+    assert_sound(world)
+
+
+def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> None:
+    job = small_job(workers={"settle_s": 0.2}, schedule={"steps": 60})
+    world = World(job=job, memory_bytes=6300, small_nodes={"c": 1000})
+    world.at_point("begun", 13, lambda _: world.lose_node("b"))
+    world.on_step[20] = lambda: world.add_node("c", 1)
+    world.submit()
+    world.run()
+
+    assert world.fired == ["lose b", "add c"]
+    assert world.state.phase is Phase.DONE
+    assert pauses(world) == ["grow"]
+    assert rungs(world) == ["failover"]
+    assert [form.unprotected for form in decisions(world, Form)] == [False, True, True]
+    before, after = (Plan.from_json(form.plan) for form in decisions(world, Form)[1:])
+    assert (before.homes, before.slots) == (after.homes, after.slots)
+    assert world.state.tally.exposed_s > 0
+    assert_sound(world)
+
+
+def test_fewer_workers_of_a_node_are_tried_before_none() -> None:
+    job = small_job(data={"seq_len": 1024}, protection={"redundancy": 1, "snapshots": "off"})
+    three = needed(job, "aaa")["a"]
+    assert three < needed(job, "aaaa")["a"]
+    world = World(job=job, nodes={"a": 4, "b": 2}, small_nodes={"a": three, "b": three})
+    world.at_point("begun", 13, lambda _: world.lose_node("b"))
+    world.submit()
+    world.run()
+
+    assert world.fired == ["lose b"]
+    assert world.state.phase is Phase.DONE
+    assert decisions(world, Wait) == []
+    assert sizes(world)[-1] == {"a": 3}
+    assert len(world.alive) <= 3
+    assert_sound(world)
+
+
+def test_at_the_start_too_the_others_go_where_there_is_memory() -> None:
+    job = small_job(data={"seq_len": 1024}, workers={"min": 4})
+    most = needed(job, "aaab")["a"]
+    assert most < needed(job, "aaaa")["a"]
+    world = World(job=job, nodes={"a": 4}, memory_bytes=most)
+    world.submit()
+    world.run(limit_s=60.0)
+    assert world.state.phase is Phase.WAITING
+
+    world.add_node("b", 4)
+    world.run()
+
+    assert world.state.phase is Phase.DONE
+    assert set(sizes(world)[-1]) == {"a", "b"}
+
+
+def test_units_of_members_that_leave_get_no_home_beyond_the_memory() -> None:
+    job = small_job(
+        workers={"replicas": 3, "min": 1}, schedule={"steps": 60}, protection={"snapshots": "off"}
+    )
+    both = needed(job, "ab")["a"]
+    world = World(job=job, nodes={"a": 1, "b": 1, "c": 1}, memory_bytes=both - 1)
+    world.at_point("begun", 13, lambda _: world.lose_node("c"))
+    world.on_step[20] = lambda: world.deliver(
+        NodeLeaving(world.now_s, "b", world.now_s + 30.0, "a notice")
+    )
+    world.submit()
+    world.run(limit_s=60.0)
+
+    assert world.fired == ["lose c"]
+    assert decisions(world, Form)[1].unprotected
+    told = decisions(world, Protect)
+    assert told or decisions(world, Stay)
+    for decision in told:
+        assert overfull_nodes(world.state, Plan.from_json(decision.plan)) == ()
+    assert_sound(world)
+
+
+def test_one_stranger_of_every_overfull_node_is_left_out_first() -> None:
+    there = tuple(Worker(n, "a", WorkerStatus.IDLE, 0.0) for n in range(4))
+    others = tuple(Worker(n, "b", WorkerStatus.IDLE, 0.0) for n in range(4, 6))
+    crowded = Crowded(there + others)
+    a, b = Overfull("a", 40, 20), Overfull("b", 30, 20)
+
+    fewer = crowded.leave_out(there + others, {2, 3, 5}, (a, b))
+    assert [worker.number for worker in fewer] == [0, 1, 2, 4]
+    fewer = crowded.leave_out(fewer, {2}, (a,))
+    assert [worker.number for worker in fewer] == [0, 1, 4]
+    assert crowded.node == a
+    assert (crowded.first_limits, crowded.limits) == ({"a": 3, "b": 1}, {"a": 2, "b": 1})
+
+    fewer = crowded.leave_out(fewer, {4}, (a,))
+    assert [worker.number for worker in fewer] == [0, 1]
+    members = [Member(worker.number, "a", "a") for worker in fewer]
+    assert crowded.limits_of(members) == {"a": 2, "b": 0}
