@@ -135,7 +135,10 @@ class Network:
         for node in self.address:
             shutil.rmtree(_CONFIGURATION / self.namespace(node), ignore_errors=True)
             subprocess.run(["ip", "netns", "del", self.namespace(node)], stderr=subprocess.DEVNULL)
-        subprocess.run(["ip", "link", "del", self._bridge], stderr=subprocess.DEVNULL)
+        # A namespace goes when its last process is reaped, and its link with it: not now, maybe.
+        links = [f"{self.tag}v{index}" for index in range(len(self.address))]
+        for link in (*links, self._bridge):
+            subprocess.run(["ip", "link", "del", link], stderr=subprocess.DEVNULL)
 
     def _make(self) -> None:
         self._ip(None, "link", "add", self._bridge, "type", "bridge")
