@@ -14,8 +14,9 @@ from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
 from elasticmoe.simulator.answers import Answers
 from elasticmoe.simulator.gang import Gang
+from elasticmoe.simulator.nodes import Node
 from elasticmoe.simulator.snapshots import is_whole
-from elasticmoe.simulator.world import World
+from elasticmoe.simulator.world import LateLoss, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Checker:
         """When a checkpoint was gone back to though all was in memory."""
         self._strict = strict
         self._timeline_of: dict[int, int] = {}
+        self._first_of: dict[int, int] = {}
+        """Generation -> committed steps that it was to go on from."""
         self._newest = 0
         """Newest generation that was opened."""
         self._kept = 0
@@ -120,6 +123,12 @@ class Checker:
                 f"generation {gang.generation} says step {gang.step}, "
                 f"its state is of step {lineage.step(gang.version)}"
             )
+        decided = self._first_of.get(gang.generation, gang.step)
+        if decided != gang.step:
+            self.noticed(
+                f"generation {gang.generation} goes on from step {gang.step}, "
+                f"step {decided} was decided"
+            )
         kept = lineage.holds(gang.version, self._kept)
         is_snapshot = gang.memory is not None and gang.memory.is_snapshot
         if is_snapshot and gang.version not in self._snapshots:
@@ -143,6 +152,11 @@ class Checker:
         if not kept:
             self._kept, self._reported_step = gang.version, gang.step
         self._kept_timeline = timeline
+
+    def lost(self, kind: LateLoss, node: Node) -> None:
+        """A preemption's end has come, or a partition outlasted the lease: as any lost node."""
+        assert self.world is not None, "a world is watched"
+        self.answers.lost(self.world, kind, node)
 
     def _check_rollback(self, gang: Gang) -> None:
         """A new timeline from memory must hold the whole of an older state."""
@@ -201,6 +215,7 @@ class Checker:
                 if form.timeline > known:
                     self._reported_step = min(self._reported_step, form.step)
                 self._timeline_of[form.generation] = form.timeline
+                self._first_of[form.generation] = form.step
                 self.answers.answered(form.generation - 1)
             case Break() as broken:
                 self.answers.answered(broken.generation)
@@ -212,7 +227,8 @@ class Checker:
                 pass
 
     def _check_samples(self, report: StepDone) -> None:
-        """Steps follow each other and each has its own samples: so each is used exactly once."""
+        """Steps follow each other and each has its own samples: so each is used exactly once. What
+        a step used follows from the state that it began with, not from its number."""
         assert self.world is not None, "a world is watched"
         size = self.world.job.batch.global_samples
         first, end = report.samples

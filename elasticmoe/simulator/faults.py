@@ -260,6 +260,7 @@ def _preempt(world: World, fault: Fault) -> str:
     def end() -> None:
         if node.runs:
             lose(world, node, seen=True)
+            world.truth.lost("preempt", node)
 
     world.at(fault.lasts_s, end)
     return f"node {node.name}"
@@ -301,6 +302,7 @@ def _partition(world: World, fault: Fault) -> str:
 def _lease_ends(world: World, node: Node) -> None:
     if node.cut and node.runs:
         world.lose(node, f"no word from its agent for {world.costs.lease_s:g} s")
+        world.truth.lost("partition", node)
 
 
 def _patience_ends(world: World, node: Node) -> None:
