@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from elasticmoe.controller.copies import find_sources, has_progress, settle_step
 from elasticmoe.controller.decisions import Break, Form, Recover, Train
-from elasticmoe.controller.record import Decided, Progress, Record
+from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
 from elasticmoe.simulator.answers import Answers
 from elasticmoe.simulator.gang import Gang
 from elasticmoe.simulator.nodes import Node
+from elasticmoe.simulator.room import Room
 from elasticmoe.simulator.snapshots import is_whole
 from elasticmoe.simulator.world import LateLoss, World
 
@@ -52,6 +53,7 @@ class Checker:
         self._kept_timeline = 0
         self._reported_step = 0
         self.answers = Answers(self.noticed)
+        self.room = Room(self.noticed)
         self._snapshots: set[int] = set()
         """Versions of which a snapshot was begun."""
 
@@ -171,9 +173,9 @@ class Checker:
     def recorded(self, record: Record) -> None:
         """A record was written."""
         if isinstance(record.body, Decided):
+            assert self.world is not None, "a world is watched"
             self._decided(record.body)
-        elif isinstance(record.body, Progress):
-            pass
+            self.room.decided(self.world, record.body.decision)
         for told in self.on_record:
             told(record)
 
@@ -181,6 +183,7 @@ class Checker:
         """The brain took in an event."""
         assert self.world is not None, "a world is watched"
         self.answers.check(self.world)
+        self.room.heard(self.world, event)
         if isinstance(event, Reported):
             self._check_stale(before, event, after)
             if isinstance(event.report, StepDone):

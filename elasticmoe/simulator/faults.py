@@ -68,6 +68,8 @@ class Fault:
     """node_up: where it arrives."""
     capacity: int = 0
     """node_up: workers that fit."""
+    memory_bytes: int = 0
+    """node_up: what it has; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +284,13 @@ def _agent(world: World, fault: Fault) -> str:
     node.agent = False
     world.at(world.costs.node_lost_s, lambda: world.lose(node, "its agent's process is gone"))
     back_s = world.costs.node_lost_s + world.costs.agent_place_s
-    world.at(back_s, lambda: world.bring_up(node.name, node.domain, node.capacity))
+    world.at(back_s, partial(_bring_back, world, node))
     return f"agent of node {node.name}"
+
+
+def _bring_back(world: World, node: Node) -> None:
+    """Another agent on the same machine."""
+    world.bring_up(node.name, node.domain, node.capacity, node.memory_bytes)
 
 
 def _partition(world: World, fault: Fault) -> str:
@@ -321,7 +328,7 @@ def _heal(world: World, node: Node) -> None:
             leaving.end_node(world, node, seen=True)
             node.agent = False
         if node.alive and world.nodes.get(node.name) is node:
-            world.bring_up(node.name, node.domain, node.capacity)
+            _bring_back(world, node)
         return
     held, node.held = node.held, []
     for term, action in held:
@@ -363,7 +370,7 @@ def _node_up(world: World, fault: Fault) -> str:
     known = world.nodes.get(name)
     if known is not None and known.runs and not known.given_up:
         return ""
-    world.bring_up(name, fault.domain or name, fault.capacity or 1)
+    world.bring_up(name, fault.domain or name, fault.capacity or 1, fault.memory_bytes)
     return f"node {name}"
 
 

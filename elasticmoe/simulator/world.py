@@ -219,12 +219,12 @@ class World:
 
     # -- nodes come and go
 
-    def bring_up(self, name: str, domain: str, capacity: int) -> None:
+    def bring_up(self, name: str, domain: str, capacity: int, memory_bytes: int = 0) -> None:
         """A machine arrives; its agent is ready a little later."""
         known = self.nodes.get(name)
         if known is not None and known.runs and not known.given_up:
             return
-        node = self.nodes[name] = Node(name, domain, capacity)
+        node = self.nodes[name] = Node(name, domain, capacity, memory_bytes)
         self.at(self.costs.agent_place_s if self.now_s else 0.0, lambda: self.attach(node))
 
     def attach(self, node: Node) -> None:
