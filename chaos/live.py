@@ -19,6 +19,7 @@ from elasticmoe.controller.decisions import (
     Finish,
     Form,
     GiveUp,
+    Protect,
     Recover,
     Regroup,
     Stop,
@@ -26,7 +27,7 @@ from elasticmoe.controller.decisions import (
     Wait,
 )
 from elasticmoe.controller.journal import TornLineError, decode_record
-from elasticmoe.controller.record import Decided, Record
+from elasticmoe.controller.record import Decided, Progress, Record
 from elasticmoe.messages.events import (
     CheckpointSealed,
     JobSubmitted,
@@ -101,8 +102,10 @@ class LiveJob:
         self.lines = 0
         """Committed steps reported so far, redone ones again."""
         self.form: Form | None = None
-        self._trained: Form | None = None
-        """The newest that began to train: all its homes have their state."""
+        self._homed: dict[str, Any] | None = None
+        """The newest plan of which all homes have their state: a gang trains by it."""
+        self._protect: Protect | None = None
+        """Further homes that the gang was told to copy state to."""
         self.workers: dict[int, LiveWorker] = {}
         self.domains: dict[str, str] = {}
         """Failure domain of every node that ever came up."""
@@ -143,13 +146,13 @@ class LiveJob:
         A generation that forms is still copying to new homes, so the one before counts, without
         those of its workers that have died since.
         """
-        form = self._trained or self.form
-        if form is None:
+        plan = self._homed or (self.form.plan if self.form else None)
+        if plan is None:
             return 0
-        members = list(zip(form.workers, form.plan["members"], strict=True))
-        alive = {at for at, (worker, _) in enumerate(members) if worker in self.workers}
-        there = {at for at, (_, member) in enumerate(members) if member["node"] == node}
-        return sum(alive & set(homes) <= there for homes in form.plan["homes"])
+        members = plan["members"]
+        alive = {at for at, member in enumerate(members) if member["worker"] in self.workers}
+        there = {at for at, member in enumerate(members) if member["node"] == node}
+        return sum(alive & set(homes) <= there for homes in plan["homes"])
 
     def poll(self) -> None:
         """Read what is new."""
@@ -209,16 +212,28 @@ class LiveJob:
                 self.workers.pop(body.worker, None)
             case CheckpointSealed():
                 self.sealed[body.step] = body.uri
+            case Progress():
+                self._went_on(body)
             case Reported(report=WorkerReady() as ready):
                 self.workers[ready.worker] = LiveWorker(ready.worker, ready.pid, body.node)
 
+    def _went_on(self, progress: Progress) -> None:
+        """Once a step shows that a command took effect, the new homes have their state."""
+        asked = self._protect
+        if asked is None or progress.generation != asked.generation:
+            return
+        if progress.instructed >= asked.number:
+            self._homed, self._protect = asked.plan, None
+
     def _decided(self, decision: Any) -> None:
         if isinstance(decision, Form):
-            self.form = decision
+            self.form, self._protect = decision, None
+        elif isinstance(decision, Protect):
+            self._protect = decision
         elif isinstance(decision, Recover):
             self.rungs.append(decision.rung)
         elif isinstance(decision, Train):
-            self._trained = self.form
+            self._homed = self.form.plan if self.form else None
         phase = _PHASES.get(type(decision))
         if phase is not None:
             self.phase = phase

@@ -22,13 +22,14 @@ def compare_rivals(trace: "Trace", measured: list[Path], out: Path | None) -> No
         out: directory for `rivals.json` and `rivals.png`; none: nothing is written.
 
     Raises:
-        SpecError: a file cannot be read.
+        SpecError: a file cannot be read, or a field of it is wrong.
     """
     from elasticmoe.simulator.rivals.calibrate import calibrate, read_measurements
     from elasticmoe.simulator.rivals.compare import compare, standard_models
     from elasticmoe.simulator.rivals.job import Job
 
-    figures = read_measurements([_read(path) for path in measured])
+    names = [f"--measured {path}" for path in measured]
+    figures = read_measurements([_read(path) for path in measured], names)
     costs = calibrate(standard_models(), figures)
     found = compare(trace, costs.models, Job())
     table = Table()

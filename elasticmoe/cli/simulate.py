@@ -107,10 +107,7 @@ def simulate_job(
 
     known = read_costs_file(costs)
     spec = endless_job(read_job(job, overrides or []), workers, hours, known)
-    count, rates = (
-        spec.workers.replicas,
-        Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600),
-    )
+    count = spec.workers.replicas
     spread = nodes or max(2, -(-count // 8))
     machines = spread_machines(count, spread, domains)
     if trace is None:

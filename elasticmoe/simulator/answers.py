@@ -1,15 +1,16 @@
 """Every fault that hits a gang is answered by a decision, and soon."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from elasticmoe.controller.pace import FEWEST_INTERVALS, FIRST_FACTOR
 from elasticmoe.controller.state import UNMEASURED_BOUND_S
 from elasticmoe.simulator.faults import Fired
 from elasticmoe.simulator.gang import Gang
+from elasticmoe.simulator.nodes import Node
 from elasticmoe.simulator.training import process_of
-from elasticmoe.simulator.world import World
+from elasticmoe.simulator.world import LateLoss, World
 
 ANSWER_S: Final = 1.0
 """From a fault's evidence to the brain's first decision, of the time with a controller."""
@@ -42,19 +43,30 @@ class Answers:
         """Generation and time of the newest step."""
         self._steps = 0
         self._slowest_s = 0.0
+        self._is_blind = False
+        """An agent was cut off when somebody looked last: not all evidence comes through."""
 
     def expect(self, world: World, fired: Fired) -> None:
         """A fault has fired: if it hit members of a gang, the brain must decide something."""
+        self._is_blind |= fired.kind == "partition"
         if fired.generation <= self._broken:
             return
         gang = world.gang
         assert gang is not None, "a generation was hit"
         evident_s = self._evident_s(world, gang, fired)
         if evident_s is not None:
-            costs = world.costs  # a report of every member may have come just before
-            wait_s = evident_s + ANSWER_S + costs.controller_restart_s
-            wait_s += len(gang.workers) * costs.decide_s
-            self._due.append(_Due(world.now_s - world.downtime_s + wait_s, fired))
+            self._add(world, gang, fired, evident_s)
+
+    def lost(self, world: World, kind: LateLoss, node: Node) -> None:
+        """A node is lost some time after its fault has fired: if it has members of the gang, the
+        brain must decide something."""
+        gang = world.gang
+        is_hit = gang is not None and not gang.ended and node.name in gang.nodes
+        if gang is None or not is_hit or gang.generation <= self._broken:
+            return
+        if world.nodes.get(node.name) is node:
+            fired = Fired(world.now_s, kind, f"node {node.name}", gang.generation)
+            self._add(world, gang, fired, LATEST_LOSS * world.costs.node_lost_s)
 
     def answered(self, generation: int) -> None:
         """A generation's end was decided."""
@@ -76,15 +88,28 @@ class Answers:
             self._due = []
             return
         up_s = world.now_s - world.downtime_s
+        if any(node.cut and not node.given_up for node in world.nodes.values()):
+            self._is_blind = True
+            return
+        if self._is_blind:  # what only that agent knew is told now, or found out
+            self._is_blind = False
+            first_s = up_s + ANSWER_S
+            self._due = [replace(due, until_s=max(due.until_s, first_s)) for due in self._due]
         late = [due for due in self._due if due.until_s < up_s]
-        if late and not any(node.cut for node in world.nodes.values()):
+        if late:
             fired = late[0].fired
             self._noticed(f"{fired.kind} of {fired.whom} at {fired.at_s:.3f} s was never answered")
             self._due = [due for due in self._due if due.until_s >= up_s]
 
+    def _add(self, world: World, gang: Gang, fired: Fired, evident_s: float) -> None:
+        costs = world.costs  # a report of every member may have come just before
+        wait_s = evident_s + ANSWER_S + costs.controller_restart_s
+        wait_s += len(gang.workers) * costs.decide_s
+        self._due.append(_Due(world.now_s - world.downtime_s + wait_s, fired))
+
     def _evident_s(self, world: World, gang: Gang, fired: Fired) -> float | None:
-        """Until a fault is evident to the controller, at most; none: it hit no member, or asks for
-        no answer."""
+        """Until a fault is evident to the controller, at most; none: it hit no member, asks for no
+        answer, or not yet (`lost`)."""
         costs = world.costs
         match fired.kind:
             case "crash" | "fail" | "cut":

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 from elasticmoe.controller.copies import find_sources, has_progress, settle_step
 from elasticmoe.controller.decisions import Break, Form, Recover, Train
-from elasticmoe.controller.record import Decided, Progress, Record
+from elasticmoe.controller.record import Decided, Record
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.events import Event, Reported
 from elasticmoe.messages.worker import StepDone
 from elasticmoe.simulator.answers import Answers
 from elasticmoe.simulator.gang import Gang
+from elasticmoe.simulator.nodes import Node
+from elasticmoe.simulator.room import Room
 from elasticmoe.simulator.snapshots import is_whole
-from elasticmoe.simulator.world import World
+from elasticmoe.simulator.world import LateLoss, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Checker:
         """When a checkpoint was gone back to though all was in memory."""
         self._strict = strict
         self._timeline_of: dict[int, int] = {}
+        self._first_of: dict[int, int] = {}
+        """Generation -> committed steps that it was to go on from."""
         self._newest = 0
         """Newest generation that was opened."""
         self._kept = 0
@@ -49,6 +53,7 @@ class Checker:
         self._kept_timeline = 0
         self._reported_step = 0
         self.answers = Answers(self.noticed)
+        self.room = Room(self.noticed)
         self._snapshots: set[int] = set()
         """Versions of which a snapshot was begun."""
 
@@ -120,6 +125,12 @@ class Checker:
                 f"generation {gang.generation} says step {gang.step}, "
                 f"its state is of step {lineage.step(gang.version)}"
             )
+        decided = self._first_of.get(gang.generation, gang.step)
+        if decided != gang.step:
+            self.noticed(
+                f"generation {gang.generation} goes on from step {gang.step}, "
+                f"step {decided} was decided"
+            )
         kept = lineage.holds(gang.version, self._kept)
         is_snapshot = gang.memory is not None and gang.memory.is_snapshot
         if is_snapshot and gang.version not in self._snapshots:
@@ -144,6 +155,11 @@ class Checker:
             self._kept, self._reported_step = gang.version, gang.step
         self._kept_timeline = timeline
 
+    def lost(self, kind: LateLoss, node: Node) -> None:
+        """A preemption's end has come, or a partition outlasted the lease: as any lost node."""
+        assert self.world is not None, "a world is watched"
+        self.answers.lost(self.world, kind, node)
+
     def _check_rollback(self, gang: Gang) -> None:
         """A new timeline from memory must hold the whole of an older state."""
         assert self.world is not None, "a world is watched"
@@ -157,9 +173,9 @@ class Checker:
     def recorded(self, record: Record) -> None:
         """A record was written."""
         if isinstance(record.body, Decided):
+            assert self.world is not None, "a world is watched"
             self._decided(record.body)
-        elif isinstance(record.body, Progress):
-            pass
+            self.room.decided(self.world, record.body.decision)
         for told in self.on_record:
             told(record)
 
@@ -167,6 +183,7 @@ class Checker:
         """The brain took in an event."""
         assert self.world is not None, "a world is watched"
         self.answers.check(self.world)
+        self.room.heard(self.world, event)
         if isinstance(event, Reported):
             self._check_stale(before, event, after)
             if isinstance(event.report, StepDone):
@@ -201,6 +218,7 @@ class Checker:
                 if form.timeline > known:
                     self._reported_step = min(self._reported_step, form.step)
                 self._timeline_of[form.generation] = form.timeline
+                self._first_of[form.generation] = form.step
                 self.answers.answered(form.generation - 1)
             case Break() as broken:
                 self.answers.answered(broken.generation)
@@ -212,7 +230,8 @@ class Checker:
                 pass
 
     def _check_samples(self, report: StepDone) -> None:
-        """Steps follow each other and each has its own samples: so each is used exactly once."""
+        """Steps follow each other and each has its own samples: so each is used exactly once. What
+        a step used follows from the state that it began with, not from its number."""
         assert self.world is not None, "a world is watched"
         size = self.world.job.batch.global_samples
         first, end = report.samples

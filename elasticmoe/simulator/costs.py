@@ -6,10 +6,14 @@ Every figure is an assumption of every result; `docs/simulator.md` lists where e
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from typing import Any
+from reprlib import repr as shortened
+from typing import Any, Final
 
 from elasticmoe.errors import SpecError
 from elasticmoe.spec.problems import guess
+
+BEHIND_COMPUTE: Final = ("spread_share", "apply_share", "vote_share", "prepare_share")
+"""Shares of a step that come one after the other; the first phase gets what they leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def read_costs(plain: Mapping[str, Any]) -> Costs:
     """Costs from plain data: what is not named keeps its default.
 
     Raises:
-        SpecError: a name is unknown or a value is no number.
+        SpecError: a name is unknown, or a value is not a number that the cost can have.
     """
     usual = {field.name: getattr(Costs(), field.name) for field in fields(Costs)}
     problems = [
@@ -140,13 +144,16 @@ def read_costs(plain: Mapping[str, Any]) -> Costs:
     changed: dict[str, Any] = {}
     for name in sorted(usual.keys() & plain.keys()):
         if wanted := _mistake(name, plain[name], usual[name]):
-            problems.append(f"costs.{name}: {plain[name]!r} is not {wanted}")
+            problems.append(f"costs.{name}: {shortened(plain[name])} is not {wanted}")
             continue
         value = plain[name]
         changed[name] = tuple(value) if isinstance(value, list) else value
+    costs = replace(Costs(), **changed)
+    if not problems and sum(getattr(costs, name) for name in BEHIND_COMPUTE) > 1:
+        problems.append(f"costs: {', '.join(BEHIND_COMPUTE)} are more than 1 together")
     if problems:
         raise SpecError(tuple(problems))
-    return replace(Costs(), **changed)
+    return costs
 
 
 def _mistake(name: str, value: Any, usual: object) -> str:
@@ -156,9 +163,20 @@ def _mistake(name: str, value: Any, usual: object) -> str:
         return "" if right and value == sorted(value) else "two numbers, the smaller one first"
     if name == "step_s" or name.endswith("_per_s"):  # somebody divides by these
         return "" if _is_amount(value) and value > 0 else "a number above 0"
+    if name.endswith(("_share", "_probability")):
+        return "" if _is_amount(value) and value <= 1 else "a number from 0 to 1"
     return "" if _is_amount(value) else "a number of at least 0"
 
 
+def is_finite(value: Any) -> bool:
+    """Whether plain data is a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def _is_amount(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and isfinite(value) and value >= 0
+    return is_finite(value) and value >= 0

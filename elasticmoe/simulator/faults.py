@@ -68,6 +68,8 @@ class Fault:
     """node_up: where it arrives."""
     capacity: int = 0
     """node_up: workers that fit."""
+    memory_bytes: int = 0
+    """node_up: what it has; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +262,7 @@ def _preempt(world: World, fault: Fault) -> str:
     def end() -> None:
         if node.runs:
             lose(world, node, seen=True)
+            world.truth.lost("preempt", node)
 
     world.at(fault.lasts_s, end)
     return f"node {node.name}"
@@ -281,8 +284,13 @@ def _agent(world: World, fault: Fault) -> str:
     node.agent = False
     world.at(world.costs.node_lost_s, lambda: world.lose(node, "its agent's process is gone"))
     back_s = world.costs.node_lost_s + world.costs.agent_place_s
-    world.at(back_s, lambda: world.bring_up(node.name, node.domain, node.capacity))
+    world.at(back_s, partial(_bring_back, world, node))
     return f"agent of node {node.name}"
+
+
+def _bring_back(world: World, node: Node) -> None:
+    """Another agent on the same machine."""
+    world.bring_up(node.name, node.domain, node.capacity, node.memory_bytes)
 
 
 def _partition(world: World, fault: Fault) -> str:
@@ -301,6 +309,7 @@ def _partition(world: World, fault: Fault) -> str:
 def _lease_ends(world: World, node: Node) -> None:
     if node.cut and node.runs:
         world.lose(node, f"no word from its agent for {world.costs.lease_s:g} s")
+        world.truth.lost("partition", node)
 
 
 def _patience_ends(world: World, node: Node) -> None:
@@ -319,7 +328,7 @@ def _heal(world: World, node: Node) -> None:
             leaving.end_node(world, node, seen=True)
             node.agent = False
         if node.alive and world.nodes.get(node.name) is node:
-            world.bring_up(node.name, node.domain, node.capacity)
+            _bring_back(world, node)
         return
     held, node.held = node.held, []
     for term, action in held:
@@ -361,7 +370,7 @@ def _node_up(world: World, fault: Fault) -> str:
     known = world.nodes.get(name)
     if known is not None and known.runs and not known.given_up:
         return ""
-    world.bring_up(name, fault.domain or name, fault.capacity or 1)
+    world.bring_up(name, fault.domain or name, fault.capacity or 1, fault.memory_bytes)
     return f"node {name}"
 
 

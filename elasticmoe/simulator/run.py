@@ -32,6 +32,8 @@ class Machine:
     name: str
     domain: str
     capacity: int
+    memory_bytes: int = 0
+    """0: it does not say how much it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def simulate(
     def on_fired(one: Fired) -> None:
         fired.append(one)
         checker.answers.expect(world, one)
+        checker.room.struck(one.at_s)
         ledger.fired(one)
 
     injector = Injector(world, on_fired)
@@ -128,7 +131,7 @@ def _submit(world: World, scenario: Scenario) -> None:
     world.post(JobSubmitted(0.0, spec, asdict(world.inventory), []))
     world.post(TermBegan(0.0, 1, "simulated"))
     for machine in scenario.machines:
-        world.bring_up(machine.name, machine.domain, machine.capacity)
+        world.bring_up(machine.name, machine.domain, machine.capacity, machine.memory_bytes)
 
 
 def _relieve(world: World, injector: Injector) -> None:

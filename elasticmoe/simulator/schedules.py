@@ -9,7 +9,8 @@ import numpy as np
 
 from elasticmoe.simulator.costs import Costs
 from elasticmoe.simulator.faults import Fault, Kind
-from elasticmoe.simulator.jobs import small_job
+from elasticmoe.simulator.jobs import plain_inventory, small_job
+from elasticmoe.simulator.memory import spread_bytes
 from elasticmoe.simulator.run import Machine, Scenario
 from elasticmoe.simulator.traces import Trace
 from elasticmoe.spec.job import JobSpec
@@ -50,6 +51,14 @@ MOMENTS: Final = (
 PHASES: Final = ("compute", "prepare", "vote", "vote", "apply", "apply", "publish")
 LARGE: Final = 1024
 MOST_DOMAINS: Final = 64
+SCARCE_SHARE: Final = 0.25
+"""Of the schedules in which nodes have a memory that does not always suffice."""
+NUM_SIZES: Final = 3
+"""Of memory, in one world."""
+FURTHER: Final = 0.1
+"""Of what a node needs as long as nobody is lost: it may have so much more, at least."""
+JOINING: Final = (0.3, 0.7, 1.0, 1.5, 100.0)
+"""Memory of nodes that arrive later, in what a node needs as long as nobody is lost."""
 SIZES: Final = (4, 4, 4, 6, 8, 8, 12, 16, 24, 32, 64)
 
 
@@ -88,8 +97,29 @@ def hostile_schedule(seed: int, *, workers: int | None = None) -> Schedule:
     later_s = costs.group_seconds(size) + size * costs.decide_s  # until the gang trains
     faults = [replace(fault, at_s=fault.at_s + later_s) for fault in faults]
     seed_of_world = int(rng.integers(0, 2**31))
-    return Schedule(
-        job, Scenario(machines, tuple(faults), seed_of_world, costs, 4000.0, strict=True)
+    scenario = Scenario(machines, tuple(faults), seed_of_world, costs, 4000.0, strict=True)
+    if size < LARGE and rng.random() < SCARCE_SHARE:
+        scenario = _with_memory(job, scenario, rng)
+    return Schedule(job, scenario)
+
+
+def _with_memory(job: JobSpec, scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """Nodes say how much memory they have: a few sizes, of which each is enough as long as nobody
+    is lost, and seldom enough for one machine less. Who joins later may have any."""
+    inventory, machines = plain_inventory(job), scenario.machines
+    comfortable = max(spread_bytes(job, inventory, machines).values())
+    crowded = max(spread_bytes(job, inventory, machines[1:]).values())
+    further = max(crowded - comfortable, FURTHER * comfortable)
+    sizes = [int(comfortable + rng.random() * further) for _ in range(NUM_SIZES)]
+    return replace(
+        scenario,
+        machines=tuple(replace(one, memory_bytes=int(rng.choice(sizes))) for one in machines),
+        faults=tuple(
+            replace(fault, memory_bytes=int(float(rng.choice(JOINING)) * comfortable))
+            if fault.kind == "node_up"
+            else fault
+            for fault in scenario.faults
+        ),
     )
 
 

@@ -77,7 +77,7 @@ def _end(world: World, gang: Gang, step: int) -> None:
     if not gang.left:
         gang.step, gang.version = step + 1, version
         world.truth.committed(gang, version)
-    _report_step(world, gang, step + 1)
+    _report_step(world, gang, step + 1, version)
     if gang.left:
         return
     then: Then = begin_step
@@ -153,21 +153,25 @@ def _due_instructions(gang: Gang) -> list[Instruction]:
     return found
 
 
-def _report_step(world: World, gang: Gang, step: int) -> None:
-    """The first member says that a step is committed, once it has applied it itself."""
+def _report_step(world: World, gang: Gang, step: int, version: int) -> None:
+    """The first member says that a step is committed, once it has applied it itself.
+
+    Its number follows the one that the gang was told to go on from; its samples follow those that
+    went into the state which the gang really had.
+    """
     process = process_of(world, gang, 0)
     left = gang.left.get(gang.workers[0])
     assert gang.phases is not None, "a step was open"
     if process is None or (left is not None and left.until_s < world.now_s):
         return
-    size = world.job.batch.global_samples
+    size, used = world.job.batch.global_samples, world.lineage.step(version)
     done = StepDone(
         generation=gang.generation,
         step=step,
         seconds=gang.phases.apply,
         loss=2.0 + 8.0 / (step + 1),
         metrics={},
-        samples=((step - 1) * size, step * size),
+        samples=((used - 1) * size, used * size),
         instructed=gang.instructed,
         snapshot_s=gang.snapshot_s,
     )

@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 
@@ -25,8 +25,11 @@ from elasticmoe.simulator.lineage import Lineage
 from elasticmoe.simulator.nodes import Node, Process
 from elasticmoe.spec.job import JobSpec
 
-RETRY_S = 0.5
+RETRY_S: Final = 0.5
 """How often the controller looks for agents that are not attached."""
+
+LateLoss = Literal["preempt", "partition"]
+"""Faults that take a node some time after they fired."""
 
 
 class Truth(Watcher, Protocol):
@@ -54,6 +57,10 @@ class Truth(Watcher, Protocol):
 
     def joined(self, gang: Gang) -> None:
         """All members have all they need: the gang's version is what they go on from."""
+        ...
+
+    def lost(self, kind: LateLoss, node: Node) -> None:
+        """What a fault announced, or what was waited for, has come: a node is lost."""
         ...
 
 
@@ -212,12 +219,12 @@ class World:
 
     # -- nodes come and go
 
-    def bring_up(self, name: str, domain: str, capacity: int) -> None:
+    def bring_up(self, name: str, domain: str, capacity: int, memory_bytes: int = 0) -> None:
         """A machine arrives; its agent is ready a little later."""
         known = self.nodes.get(name)
         if known is not None and known.runs and not known.given_up:
             return
-        node = self.nodes[name] = Node(name, domain, capacity)
+        node = self.nodes[name] = Node(name, domain, capacity, memory_bytes)
         self.at(self.costs.agent_place_s if self.now_s else 0.0, lambda: self.attach(node))
 
     def attach(self, node: Node) -> None:

@@ -1,5 +1,7 @@
 """Costs of the models come from measurements where there are any."""
 
+from typing import Any
+
 import pytest
 
 from elasticmoe.errors import SpecError
@@ -64,3 +66,35 @@ def test_parts_that_were_kept_become_medians_and_the_best_heartbeat_counts() -> 
 def test_a_file_without_a_figure_is_refused() -> None:
     with pytest.raises(SpecError, match="file 2: there is no figure in it"):
         read_measurements([{"node_loss_s": 0.5}, {"name": "x"}])
+
+
+@pytest.mark.parametrize(
+    "kept, sentence",
+    [
+        ({"parts": {"ours-2": {"recoveries": []}}}, "parts.ours-2.recoveries: there is none"),
+        ({"parts": {"ours-2": 1}}, "parts.ours-2.recoveries: there is none"),
+        ({"parts": {"ours-2": {"recoveries": 3}}}, "parts.ours-2.recoveries: there is none"),
+        (
+            {"parts": {"ours-2": {"recoveries": [{"full_s": 1.0}]}}},
+            "parts.ours-2.recoveries[0].overhead_s: None is not a finite number",
+        ),
+        (
+            {"parts": {"torchrun": {"recoveries": [{"overhead_s": 1, "full_s": "long"}]}}},
+            "parts.torchrun.recoveries[0].full_s: 'long' is not a finite number",
+        ),
+        ({"parts": {"torchft-x": part(1.0)}}, "parts.torchft-x: name its heartbeat in ms"),
+        (
+            {"parts": {"torchft-100": {"recoveries": [{"overhead_s": 1, "full_s": 1}]}}},
+            "parts.torchft-100.false_alarms: None is not a finite number",
+        ),
+        ({"node_loss_s": float("nan")}, "node_loss_s: nan is not a finite number"),
+        ({"node_loss_s": 10**400}, "node_loss_s: 1000"),
+        ({"parts": {}}, "there is no figure in it"),
+        ({"is_quick": True}, "there is no figure in it"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_file(kept: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_measurements([{"node_loss_s": 0.5}, kept], ["one.json", "two.json"])
+
+    assert f"two.json: {sentence}" in str(caught.value)

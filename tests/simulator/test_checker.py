@@ -21,7 +21,7 @@ from elasticmoe.messages.events import (
     WorkerSilent,
 )
 from elasticmoe.messages.worker import StepDone
-from elasticmoe.simulator import keeper, training
+from elasticmoe.simulator import forming, keeper, training
 from elasticmoe.simulator.faults import Fault
 from elasticmoe.simulator.gang import Gang
 from elasticmoe.simulator.jobs import plain_inventory, small_job
@@ -136,6 +136,37 @@ def test_a_brain_that_answers_too_late_is_caught(
     assert f"{kind} of {whom} at 4.000 s was never answered" in texts(outcome)
 
 
+@pytest.mark.parametrize(
+    "harm, at_s",
+    [
+        (Fault("preempt", 4.0, node="b", lasts_s=0.05), 4.05),
+        (Fault("partition", 4.0, node="b", lasts_s=60.0), 8.0),
+    ],
+)
+def test_a_brain_that_does_not_answer_the_end_of_a_notice_or_of_a_lease_is_caught(
+    harm: Fault, at_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, job = keeper.advance, small_job(schedule={"steps": 100})
+
+    def deaf(state: Any, event: Any, now_s: float) -> Any:
+        is_sign = isinstance(event, WorkerDied | NodeLost | TimePassed) or "Parked" in str(event)
+        if event.at_s > 3.0 and is_sign:
+            return with_changes(state, decided=()), ()
+        return honest(state, event, now_s)
+
+    def outcome(*further: Fault, limit_s: float = 300.0) -> Outcome:
+        scenario = Scenario(FOUR, (harm, *further), seed=1, limit_s=limit_s, strict=True)
+        return simulate(job, plain_inventory(job), scenario)
+
+    assert outcome().problems == ()
+    monkeypatch.setattr(keeper, "advance", deaf)
+
+    found = outcome(Fault("node_up", 10.0, node="c", capacity=1), limit_s=14.0)
+
+    assert kinds(found) == [harm.kind, "node_up"]
+    assert f"{harm.kind} of node b at {at_s:.3f} s was never answered" in texts(found)
+
+
 def test_a_brain_that_keeps_quiet_about_units_without_a_second_home_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,6 +201,61 @@ def test_a_sample_that_is_used_twice_is_caught_at_its_step(
     assert texts(outcome)[0] == "step 20 used samples 1215 to 1278"
     assert 3.0 < outcome.problems[0].at_s < outcome.state.now_s - 1.0  # at once, not at the end
     assert any(text.startswith("history: generation 1: step 20 begins") for text in texts(outcome))
+
+
+def test_state_of_an_older_step_than_its_generation_says_is_caught_by_its_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The brain counts a step that nobody prepared, and the workers take its word for it."""
+    settled = list[int]()
+
+    def one_too_far(command: FormGeneration) -> FormGeneration:
+        assert command.memory is not None
+        settled.append(command.memory.step)
+        return replace(command, memory=replace(command.memory, step=command.memory.step + 1))
+
+    def believe(world: World, gang: Gang) -> int:
+        process = training.process_of(world, gang, 0)
+        assert process is not None
+        assert process.vault is not None
+        return process.vault.progress
+
+    crash = Fault("crash", 3.0, pick=0.4, phase="compute", share=0.1)
+    assert _run(crash).problems == ()
+    _tamper(monkeypatch, one_too_far)
+    monkeypatch.setattr(forming, "_shared_version", believe)
+
+    outcome = _run(crash)
+
+    assert kinds(outcome) == ["crash"]
+    first, size = settled[0] + 2, 64
+    used = f"step {first} used samples {(first - 2) * size} to {(first - 1) * size - 1}"
+    assert used in texts(outcome)
+
+
+def test_a_checkpoint_of_another_step_than_was_decided_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = keeper.advance
+
+    def older(state: Any, event: Any, now_s: float) -> Any:
+        after, commands = honest(state, event, now_s)
+        return after, tuple(
+            replace(one, checkpoint=after.checkpoints[0].uri)
+            if isinstance(one, FormGeneration) and one.checkpoint
+            else one
+            for one in commands
+        )
+
+    job = small_job(protection={"redundancy": 1, "snapshots": "off"})
+    lost = Scenario(FOUR, (Fault("lose_node", 4.5, node="b"),), seed=1, strict=True)
+    assert simulate(job, plain_inventory(job), lost).problems == ()
+    monkeypatch.setattr(keeper, "advance", older)
+
+    outcome = simulate(job, plain_inventory(job), lost)
+
+    assert kinds(outcome) == ["lose_node"]
+    assert "generation 2 goes on from step 10, step 20 was decided" in texts(outcome)
 
 
 def test_a_barrier_that_lets_an_old_generation_pass_is_caught(

@@ -114,6 +114,8 @@ def test_a_wrong_cost_is_a_mistake_in_what_was_asked_for(
         ('{"fork_s": true}', "costs.fork_s: True is not a number of at least 0"),
         ('{"park_s": [2, 1]}', "costs.park_s: [2, 1] is not two numbers, the smaller one first"),
         ('{"park_s": 1}', "costs.park_s: 1 is not two numbers"),
+        ('{"fixed_share": 3}', "costs.fixed_share: 3 is not a number from 0 to 1"),
+        (f'{{"fork_s": {10**400}}}', "is not a number of at least 0"),
     ],
 )
 def test_costs_that_nothing_can_cost_are_refused(
@@ -184,6 +186,18 @@ def test_rivals_are_compared_on_a_trace_with_measured_costs(
     assert [row["model"] for row in kept["rows"]][:2] == ["elasticmoe", "elasticmoe, 3 homes"]
     assert ["elasticmoe", "failover_s", "0.5"] in kept["assumptions"]
     assert (out / "rivals.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_of_measurements_with_a_wrong_field_is_refused_by_both_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, measured = tmp_path / "trace.csv", tmp_path / "recovery.json"
+    trace.write_text("0,add,a\n")
+    measured.write_text('{"parts": {"ours-2": {"recoveries": []}}}')
+
+    said = _refused(capsys, "--rivals", "--trace", str(trace), "--measured", str(measured))
+
+    assert f"--measured {measured}: parts.ours-2.recoveries: there is none" in said
 
 
 def test_rivals_need_a_trace(capsys: pytest.CaptureFixture[str]) -> None:

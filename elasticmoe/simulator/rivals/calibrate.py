@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from reprlib import repr as shortened
 from statistics import median
 from typing import Any, Final
 
 from elasticmoe.errors import SpecError
+from elasticmoe.simulator.costs import is_finite
 from elasticmoe.simulator.rivals.elasticmoe import ElasticMoE
 from elasticmoe.simulator.rivals.replay import Model
 from elasticmoe.simulator.rivals.torchft import Torchft
@@ -16,6 +18,14 @@ NODE_LOSSES: Final = (
     "recovery_overhead_s_2_failover",
 )
 """What a lost node costs this design; the death of a worker where no lost node was measured."""
+
+
+RECOVERY: Final = ("overhead_s", "full_s")
+"""What is kept of each recovery."""
+
+
+class _WrongFieldError(Exception):
+    """A field of a file of measurements is not what it should be; says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +47,29 @@ class Calibrated:
     taken: tuple[Taken, ...]
 
 
-def read_measurements(files: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def read_measurements(
+    files: Sequence[Mapping[str, Any]], names: Sequence[str] = ()
+) -> dict[str, float]:
     """Figures by name from what benchmarks print and keep; later files count.
 
     Args:
         files: each either a benchmark's last line, or what `benchmarks/recovery.py --out` keeps.
+        names: what an error calls each of them; empty: by its number.
 
     Raises:
-        SpecError: a file holds neither.
+        SpecError: a file holds neither; names it, and the field where one is wrong.
     """
     figures: dict[str, float] = {}
-    for number, plain in enumerate(files, start=1):
+    for number, plain in enumerate(files):
+        name = names[number] if names else f"measurements, file {number + 1}"
         parts = plain.get("parts")
-        found = _figures_of(parts) if isinstance(parts, Mapping) else plain
-        numbers = {k: float(v) for k, v in found.items() if isinstance(v, int | float)}
-        if not numbers:
-            raise SpecError((f"measurements, file {number}: there is no figure in it",))
-        figures |= numbers
+        try:
+            found = _figures_of(parts) if isinstance(parts, Mapping) else _printed(plain)
+        except _WrongFieldError as error:
+            raise SpecError((f"{name}: {error}",)) from None
+        if not found:
+            raise SpecError((f"{name}: there is no figure in it",))
+        figures |= found
     return figures
 
 
@@ -116,19 +132,49 @@ def _figures_of(parts: Mapping[str, Any]) -> dict[str, float]:
     figures: dict[str, float] = {}
     torchft: list[tuple[float, float, float]] = []
     for name, part in parts.items():
-        overhead_s, full_s = (
-            median(float(each[key]) for each in part["recoveries"])
-            for key in ("overhead_s", "full_s")
-        )
+        overhead_s, full_s = (_median(f"parts.{name}", part, key) for key in RECOVERY)
         if name.startswith("ours-"):
             figures[f"recovery_overhead_s_{name.removeprefix('ours-').replace('-', '_')}"] = (
                 overhead_s
             )
-        elif name.startswith("torchft-") and not part["false_alarms"]:
-            torchft.append((overhead_s, float(name.removeprefix("torchft-")) / 1e3, full_s))
+        elif name.startswith("torchft-") and not _number(f"parts.{name}", part, "false_alarms"):
+            torchft.append((overhead_s, _heartbeat_s(name), full_s))
     if torchft:
         overhead_s, heartbeat_s, full_s = min(torchft)
         figures["torchft_overhead_s"] = overhead_s
         figures["torchft_heartbeat_s"] = heartbeat_s
         figures["torchft_full_s"] = full_s
     return figures
+
+
+def _printed(plain: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a benchmark's last line; what is no number there is none."""
+    names = [k for k, v in plain.items() if isinstance(v, int | float) and not isinstance(v, bool)]
+    return {name: _number("", plain, name) for name in names}
+
+
+def _median(where: str, part: Any, key: str) -> float:
+    recoveries = part.get("recoveries") if isinstance(part, Mapping) else None
+    if not isinstance(recoveries, Sequence) or isinstance(recoveries, str) or not recoveries:
+        raise _WrongFieldError(f"{where}.recoveries: there is none; write a list of them")
+    numbers = [
+        _number(f"{where}.recoveries[{number}]", each, key)
+        for number, each in enumerate(recoveries)
+    ]
+    return median(numbers)
+
+
+def _number(where: str, plain: Any, key: str) -> float:
+    value = plain.get(key) if isinstance(plain, Mapping) else None
+    if value is None or not is_finite(value):
+        field = ".".join(filter(None, (where, key)))
+        raise _WrongFieldError(f"{field}: {shortened(value)} is not a finite number")
+    return float(value)
+
+
+def _heartbeat_s(name: str) -> float:
+    """From the name of a part: `torchft-250` beats every 250 ms."""
+    beat_ms = name.removeprefix("torchft-")
+    if not beat_ms.isdecimal():
+        raise _WrongFieldError(f"parts.{name}: name its heartbeat in ms, torchft-250 for example")
+    return int(beat_ms) / 1e3
