@@ -127,10 +127,11 @@ class Room:
             return
         needed = needed_bytes(world.job, world.inventory, Plan.from_json(plain))
         overfull = find_overfull(needed, there)
-        if overfull is not None and needed != self._needed:
+        if overfull and needed != self._needed:
+            worst = overfull[0]
             self._noticed(
-                f"{what} needs {overfull.needed_bytes} bytes on node {overfull.node}, which has "
-                f"{overfull.there_bytes}"
+                f"{what} needs {worst.needed_bytes} bytes on node {worst.node}, which has "
+                f"{worst.there_bytes}"
             )
         self._needed = needed
 
@@ -160,7 +161,7 @@ class Room:
         if self._from_memory or sum(node.capacity for node in there) < workers.replicas:
             return ""
         needed = spread_bytes(world.job, world.inventory, there)
-        if find_overfull(needed, {node.name: node.memory_bytes for node in there}) is None:
+        if not find_overfull(needed, {node.name: node.memory_bytes for node in there}):
             return f"{workers.replicas} workers fit on {len(there)} nodes if they are spread"
         return ""
 
