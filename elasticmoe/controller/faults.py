@@ -184,7 +184,8 @@ def apply_wait(state: JobState, decision: Wait) -> Outcome:
     state = replace(state, rung="failover" if decision.from_memory else "checkpoint")
     state = with_limits(state, dict(decision.limits))
     # Nothing of theirs is needed, and others are to be started where there is more room.
-    gone = surplus(state)
+    kept = state.vaults if decision.from_memory else ()
+    gone = tuple(worker for worker in surplus(state) if worker.number not in kept)
     state = with_status(state, tuple(worker.number for worker in gone), WorkerStatus.LEAVING)
     return state, (*commands, *kills(gone, decision.reason))
 

@@ -1,7 +1,7 @@
 """Whether a layout fits into the memory of the nodes, as far as is known."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 from elasticmoe.controller.state import JobState, Worker
@@ -31,7 +31,8 @@ def overfull_by_protection(state: JobState, plan: Plan) -> Overfull | None:
     assert state.job is not None, "no job was submitted"
     units, wanted = state.job.inventory.units, min(redundancy, len(plan.members))
     lacking = sum(units[unit].numel * (wanted - len(plan.homes[unit])) for unit in exposed)
-    home_bytes = 4 * master_bytes(state.spec)  # weight, two moments, reduced gradient
+    # weight, two moments, reduced gradient; the last is received, and maybe sent from there, too
+    home_bytes = 6 * master_bytes(state.spec)
     if not find_overfull(_needed(state, plan), _there(state), lacking * home_bytes):
         return None
     restored = restore_protection(plan, state.spec, state.job.inventory)
@@ -66,17 +67,28 @@ class Crowded:
         workers: tuple[Worker, ...],
         strangers: AbstractSet[int],
         overfull: tuple[Overfull, ...],
+        can_do_without: Callable[[tuple[Worker, ...]], bool] = lambda _: False,
     ) -> tuple[Worker, ...]:
-        """Have one worker less on every node that is overfull.
+        """Have one worker less on every node that is overfull; on some of them, if it has to be one
+        with state.
 
         Args:
-            strangers: numbers of those that can be left out. If there is none on these nodes, they
-                all are, because what others bring has to be kept.
+            strangers: numbers of those that bring nothing.
+            can_do_without: whether the others have all that some workers bring.
+
+        Returns:
+            Who is left: the same as before if nobody can be left out.
         """
-        last_stranger = {one.node: one.number for one in workers if one.number in strangers}
         names = [one.node for one in overfull]
-        going = {last_stranger[name] for name in names if name in last_stranger} or strangers
-        fewer = tuple(worker for worker in workers if worker.number not in going)
+        last = {one.node: one for one in workers if one.number in strangers}
+        going = [last[name] for name in names if name in last]
+        if not going:
+            last = {one.node: one for one in workers}
+            going = [last[name] for name in names]
+            while going and not can_do_without(tuple(going)):
+                going = going[: len(going) // 2]
+        left_out = {one.number for one in going} or strangers
+        fewer = tuple(worker for worker in workers if worker.number not in left_out)
         kept = Counter(worker.node for worker in fewer)
         found = {name: kept[name] for name in names}
         if self.node is None:

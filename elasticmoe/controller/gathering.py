@@ -1,12 +1,10 @@
 """Who is in the next generation, and from where it starts."""
 
-from collections.abc import Mapping
 from typing import Final
 
-from elasticmoe.controller.avoided import avoided_nodes, num_staying, surplus, with_limits
+from elasticmoe.controller.avoided import avoided_nodes, num_staying, surplus
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
-from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
     Fence,
     Form,
@@ -19,14 +17,16 @@ from elasticmoe.controller.decisions import (
 )
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import survey
-from elasticmoe.controller.fitting import (
-    Crowded,
-    in_words,
-    overfull_by_protection,
-    overfull_nodes,
+from elasticmoe.controller.layouts import (
+    form_afresh,
+    form_as_before,
+    form_in_memory,
+    lacks_memory,
+    missing,
+    orphaned_nodes,
+    reconsider,
 )
-from elasticmoe.controller.memory import plan_recall
-from elasticmoe.controller.recovery import decide_recovery, origin
+from elasticmoe.controller.recovery import decide_recovery
 from elasticmoe.controller.replacing import (
     dead_members,
     find_deserted,
@@ -45,10 +45,6 @@ from elasticmoe.controller.state import (
 )
 from elasticmoe.controller.vaults import shortage
 from elasticmoe.controller.wording import listed, plural
-from elasticmoe.errors import PlanError
-from elasticmoe.messages.worker import FromMemory
-from elasticmoe.plan.make import make_plan
-from elasticmoe.plan.types import Member, Plan
 from elasticmoe.spec.job import Rung
 
 FROM_MEMORY: Final = ("retry", "replace", "failover")
@@ -88,7 +84,7 @@ def _decide_afresh(state: JobState) -> Next:
     wanted = _decide_number(state, state.spec.workers.replicas)
     if wanted is not None:
         return wanted
-    return _form_afresh(state)
+    return form_afresh(state, _ready(state))
 
 
 def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | LookAgain | None:
@@ -99,7 +95,7 @@ def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | Look
         if fitting < state.spec.workers.min:
             return _decide_wait(state, fitting)
         if living < min(enough, fitting):
-            return decide_gather(state, _missing(state, fitting))
+            return decide_gather(state, missing(state, fitting))
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
     return None
@@ -107,8 +103,8 @@ def _decide_number(state: JobState, enough: int) -> Gather | Fence | Wait | Look
 
 def _decide_retry(state: JobState) -> Next:
     if dead_members(state):
-        return _reconsider(state, "retry", "a member is gone")
-    return _form_as_before(state, "retry", state.members, {})
+        return reconsider(state, "retry", "a member is gone")
+    return form_as_before(state, "retry", state.members, {})
 
 
 def _decide_replace(state: JobState) -> Next:
@@ -118,7 +114,7 @@ def _decide_replace(state: JobState) -> Next:
         return LookAgain(reaped_s)
     replacements = find_replacements(state)
     if replacements.refusal:
-        return _reconsider(state, "replace", replacements.refusal)
+        return reconsider(state, "replace", replacements.refusal)
     if replacements.hires:
         return replacing(state, replacements, "the place of a dead member is empty")
     newcomer = dict(replacements.found)
@@ -126,7 +122,7 @@ def _decide_replace(state: JobState) -> Next:
         return decide_starting(state)
     workers = tuple(newcomer.get(number, number) for number in state.members)
     replaced = {new: dead for dead, new in replacements.found}
-    return _form_as_before(state, "replace", workers, replaced)
+    return form_as_before(state, "replace", workers, replaced)
 
 
 def _decide_failover(state: JobState, rung: Rung) -> Next:
@@ -140,74 +136,9 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
     reader = _decide_readers(state, is_snapshot=rung == "snapshot")
     if reader is not None:
         return reader
-    if avoided_nodes(state) and _lacks_memory(state, ready, rung):
-        ready = _ready(state, avoided=frozenset())  # who was to be left has what nobody else has
-    return _form_in_memory_there_is(state, rung, ready)
-
-
-def _form_in_memory_there_is(state: JobState, rung: Rung, ready: tuple[Worker, ...]) -> Next:
-    """With everybody, or without those who bring nothing but need memory that their node has not.
-    A gang that paused to grow goes on as it was if nobody who came can stay."""
-    crowded, chosen = Crowded(ready), ready
-    orphaned = _orphaned(state)
-    strangers = {
-        one.number for one in ready if one.number not in state.vaults and one.node not in orphaned
-    }
-    while True:
-        workers = tuple(worker.number for worker in chosen)
-        if _is_planned(state) and set(workers) == set(state.members):
-            return _form_as_before(state, rung, state.members, {}, crowded)
-        recalled = _recall(state, rung, workers, {}, _layout_to_grow(state, workers))
-        if not isinstance(recalled, tuple):
-            return recalled
-        overfull = overfull_nodes(state, recalled[0])
-        if not overfull:
-            return _form_recalled(state, *recalled, crowded)
-        fewer = crowded.leave_out(chosen, strangers, overfull)
-        if len(fewer) in (len(chosen), 0) or len(fewer) < state.spec.workers.min:
-            return _more_or_wait(state, crowded)
-        chosen = fewer
-
-
-def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
-    """Start more workers where there may be memory for them, else the ladder decides."""
-    if state.workers.count(WorkerStatus.STARTING):
-        return decide_starting(state)
-    limited = with_limits(state, crowded.first_limits)
-    fitting = room(limited)
-    if min(fitting, state.spec.workers.replicas) > num_staying(limited):
-        gather = decide_gather(limited, _missing(limited, fitting))
-        return replace(gather, limits=tuple(sorted(crowded.first_limits.items())))
-    limited = with_limits(state, crowded.limits)
-    decision = decide_recovery(survey(limited, crowded=crowded.node))
-    limits = tuple(sorted(crowded.limits.items()))
-    return replace(decision, limits=limits) if isinstance(decision, Wait) else decision
-
-
-def _is_planned(state: JobState) -> bool:
-    outage = state.outage
-    return outage is not None and outage.is_planned and not outage.causes
-
-
-def _layout_to_grow(state: JobState, workers: tuple[int, ...]) -> Plan | None:
-    """A gang that pauses to grow is laid out afresh: who comes takes a share of all homes, and
-    those of each unit are apart again. None: after a loss as little as possible is moved."""
-    if not _is_planned(state):
-        return None
-    assert state.job is not None, "no job was submitted"
-    return make_plan(state.job.spec, state.job.inventory, _members(state, workers))
-
-
-def _lacks_memory(state: JobState, workers: tuple[Worker, ...], rung: Rung) -> bool:
-    """Whether workers cannot go on without what others, who wait too, have in memory."""
-    assert state.settled_step is not None, "a rung of memory has settled the step"
-    staying = {worker.number for worker in workers}
-    waiting = {one.number for one in having(state, WorkerStatus.IDLE)} - staying
-    without = replace(state, vaults=state.vaults.without(waiting))
-    nodes = frozenset(worker.node for worker in workers)
-    if rung == "snapshot":
-        return find_snapshot(without, nodes) != state.settled_step
-    return bool(shortage(without, state.settled_step, nodes))
+    if (avoided_nodes(state) or surplus(state)) and lacks_memory(state, ready, rung):
+        ready = _ready(state, everybody=True)  # who was to be left has what nobody else has
+    return form_in_memory(state, rung, ready)
 
 
 def _decide_readers(state: JobState, *, is_snapshot: bool) -> Gather | Fence | LookAgain | None:
@@ -232,21 +163,16 @@ def _decide_readers(state: JobState, *, is_snapshot: bool) -> Gather | Fence | L
     return Gather(state.now_s, state.workers.count(*LIVING) + len(hires), hires, reason)
 
 
-def _reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveUp:
-    """What was decided does not work any more: take the next rung that does."""
-    return decide_recovery(survey(state, ((rung, why),)))
-
-
-def _ready(state: JobState, avoided: frozenset[str] | None = None) -> tuple[Worker, ...]:
+def _ready(state: JobState, *, everybody: bool = False) -> tuple[Worker, ...]:
     """Workers for the next generation: those with memory first, or on a node where some is to be
     read. Those of one node follow each other.
 
     Args:
-        avoided: nodes that are left out; none: those that the job keeps away from.
+        everybody: also on nodes that the job keeps away from, and beyond the limits.
     """
-    avoided = avoided_nodes(state) if avoided is None else avoided
+    avoided = frozenset() if everybody else avoided_nodes(state)
     waiting, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
-    beyond = {worker.number for worker in surplus(state)}
+    beyond = set() if everybody else {worker.number for worker in surplus(state)}
     ready = tuple(
         worker for worker in waiting if worker.node not in avoided and worker.number not in beyond
     )
@@ -255,117 +181,13 @@ def _ready(state: JobState, avoided: frozenset[str] | None = None) -> tuple[Work
         return state.nodes[worker.node].domain, worker.node, worker.number
 
     if len(ready) > wanted:
-        orphaned = _orphaned(state)
+        orphaned = orphaned_nodes(state)
 
         def use(worker: Worker) -> tuple[bool, bool, tuple[str, str, int]]:
             return worker.number not in state.vaults, worker.node not in orphaned, place(worker)
 
         ready = tuple(sorted(ready, key=use)[:wanted])
     return tuple(sorted(ready, key=place))
-
-
-def _orphaned(state: JobState) -> set[str]:
-    """Nodes with memory of workers that are dead."""
-    return {
-        vault.node
-        for owner, vault in state.vaults.items()
-        if owner not in state.workers and vault.copies is not None
-    }
-
-
-def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
-    nodes = [state.workers[number].node for number in workers]
-    return tuple(
-        Member(number, node, state.nodes[node].domain)
-        for number, node in zip(workers, nodes, strict=True)
-    )
-
-
-def _form_as_before(
-    state: JobState,
-    rung: Rung,
-    workers: tuple[int, ...],
-    replaced: Mapping[int, int],
-    crowded: Crowded | None = None,
-) -> Form | Recover | Wait | GiveUp:
-    """In the layout that there was: it fitted."""
-    recalled = _recall(state, rung, workers, replaced, state.plan)
-    return _form_recalled(state, *recalled, crowded) if isinstance(recalled, tuple) else recalled
-
-
-def _recall(
-    state: JobState,
-    rung: Rung,
-    workers: tuple[int, ...],
-    replaced: Mapping[int, int],
-    plan: Plan | None,
-) -> tuple[Plan, FromMemory] | Recover | Wait | GiveUp:
-    """A layout and what it takes from where in memory; none: make one for these workers."""
-    assert state.settled_step is not None, "a rung of memory has settled the step"
-    step, members = state.settled_step, _members(state, workers)
-    try:
-        return plan_recall(
-            state, members, step=step, replaced=replaced, plan=plan, is_snapshot=rung == "snapshot"
-        )
-    except PlanError as error:
-        return _reconsider(state, rung, str(error))
-
-
-def _form_recalled(
-    state: JobState, plan: Plan, memory: FromMemory, crowded: Crowded | None = None
-) -> Form:
-    where = "the snapshot of" if memory.is_snapshot else "memory at"
-    reason = f"{plural(len(plan.members), 'worker')} go on from {where} step {memory.step}"
-    overfull = overfull_by_protection(state, plan)
-    if overfull is not None:
-        reason += f"; units that lack homes get none: {in_words(overfull)}"
-    form = _form(state, plan, memory.step, reason, crowded)
-    return replace(form, memory=memory, unprotected=overfull is not None)
-
-
-def _form_afresh(state: JobState) -> Next:
-    """With as many as fit."""
-    assert state.job is not None, "no job was submitted"
-    chosen = _ready(state)
-    crowded = Crowded(chosen)
-    while True:
-        members = _members(state, tuple(worker.number for worker in chosen))
-        try:
-            plan = make_plan(state.job.spec, state.job.inventory, members)
-        except PlanError as error:
-            reason = f"no plan for {len(members)} workers: {error}"
-            return GiveUp(state.now_s, error.code, "", reason)
-        overfull = overfull_nodes(state, plan)
-        if not overfull:
-            break
-        chosen = crowded.leave_out(chosen, {worker.number for worker in chosen}, overfull)
-        if len(chosen) < state.spec.workers.min:
-            return _more_or_wait(state, crowded)
-    start = state.newest
-    reason = f"{plural(len(members), 'worker')} start from {origin(start)}"
-    form = _form(state, plan, start.step if start else 0, reason, crowded)
-    return replace(form, checkpoint=start.uri if start else None)
-
-
-def _form(state: JobState, plan: Plan, step: int, reason: str, crowded: Crowded | None) -> Form:
-    workers = tuple(member.worker for member in plan.members)
-    limits = crowded.limits_of(plan.members) if crowded else {}
-    if crowded and crowded.node:
-        reason += f", without others that are ready: {in_words(crowded.node)}"
-    return Form(
-        at_s=state.now_s,
-        generation=state.generation + 1,
-        timeline=state.timeline + (step < state.committed_step),
-        plan=plan.to_json(),
-        workers=workers,
-        store_node=plan.members[0].node,
-        step=step,
-        checkpoint=None,
-        first_command=state.next_command,
-        reason=reason,
-        newcomers=tuple(number for number in workers if number not in state.positions),
-        limits=tuple(sorted(limits.items())),
-    )
 
 
 def _decide_wait(state: JobState, fitting: int) -> Wait:
@@ -388,11 +210,3 @@ def _decide_wait(state: JobState, fitting: int) -> Wait:
         reason=reason,
         from_memory=from_memory,
     )
-
-
-def _missing(state: JobState, fitting: int) -> str:
-    wanted = state.spec.workers.replicas
-    target = min(wanted, fitting)
-    missing = target - num_staying(state)
-    fewer = f", room for no more of the {wanted} wanted" if target < wanted else ""
-    return f"{missing} missing of {target}{fewer}"

@@ -6,7 +6,6 @@ Every figure is an assumption of every result; `docs/simulator.md` lists where e
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
-from reprlib import repr as shortened
 from typing import Any, Final
 
 from elasticmoe.errors import SpecError
@@ -144,7 +143,7 @@ def read_costs(plain: Mapping[str, Any]) -> Costs:
     changed: dict[str, Any] = {}
     for name in sorted(usual.keys() & plain.keys()):
         if wanted := _mistake(name, plain[name], usual[name]):
-            problems.append(f"costs.{name}: {shortened(plain[name])} is not {wanted}")
+            problems.append(f"costs.{name}: {plain[name]!r:.40} is not {wanted}")
             continue
         value = plain[name]
         changed[name] = tuple(value) if isinstance(value, list) else value
