@@ -18,6 +18,7 @@ from elasticmoe.controller.decisions import (
 from elasticmoe.messages.events import Event, NodeLeaving, NodeLost, NodeUp, TermBegan
 from elasticmoe.plan.memory import find_overfull
 from elasticmoe.plan.types import Plan
+from elasticmoe.simulator.faults import Fired
 from elasticmoe.simulator.memory import needed_bytes, spread_bytes
 from elasticmoe.simulator.nodes import Node
 from elasticmoe.simulator.world import World
@@ -107,9 +108,10 @@ class Room:
         if is_change:
             self._changed(world.now_s)
 
-    def struck(self, at_s: float) -> None:
-        """A fault has fired."""
-        self._changed(at_s)
+    def struck(self, fired: Fired) -> None:
+        """A fault has fired; a machine that comes is heard of when its agent is there."""
+        if fired.kind != "node_up":
+            self._changed(fired.at_s)
 
     def _changed(self, at_s: float) -> None:
         self._turns, self._begin_s = dict.fromkeys(self._turns, 0), max(self._begin_s, at_s)

@@ -96,7 +96,7 @@ def simulate(
     def on_fired(one: Fired) -> None:
         fired.append(one)
         checker.answers.expect(world, one)
-        checker.room.struck(one.at_s)
+        checker.room.struck(one)
         ledger.fired(one)
 
     injector = Injector(world, on_fired)
