@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from reprlib import repr as shortened
 from statistics import median
 from typing import Any, Final
 
@@ -168,7 +167,7 @@ def _number(where: str, plain: Any, key: str) -> float:
     value = plain.get(key) if isinstance(plain, Mapping) else None
     if value is None or not is_finite(value):
         field = ".".join(filter(None, (where, key)))
-        raise _WrongFieldError(f"{field}: {shortened(value)} is not a finite number")
+        raise _WrongFieldError(f"{field}: {value!r:.40} is not a finite number")
     return float(value)
 
 
