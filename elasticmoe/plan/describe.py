@@ -193,7 +193,7 @@ def _slots_of(inventory: Inventory, plan: Plan, position: int) -> str:
 def _memory(plan: Plan, use: MemoryUse) -> tuple[str, ...]:
     parts = (
         use.weights_M, use.gradients_M, use.homes_M, use.prepared_M,
-        use.buffers_M, use.activations_M, use.snapshots_M, use.total_M,
+        use.buffers_M, use.activations_M, use.snapshots_M, use.checkpoint_M, use.total_M,
     )  # fmt: skip
     rows = []
     for number, stage in enumerate(plan.stages):
@@ -209,6 +209,7 @@ def _memory(plan: Plan, use: MemoryUse) -> tuple[str, ...]:
         "buffers",
         "activations",
         "snapshots",
+        "checkpoint",
         "total",
     )
     return ("memory of the fullest worker of each stage", *format_table(header, rows))

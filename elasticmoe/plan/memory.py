@@ -1,7 +1,7 @@
 """What a plan puts into each worker's memory.
 
 Shapes: M = members, U = units, E = experts of one layer, W = workers of one stage, C = homes of all
-units, one after another.
+units, one after another, B = those of one block.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elasticmoe.plan.experts import compute_bytes, master_bytes
-from elasticmoe.plan.holders import IntArray, unit_sizes
+from elasticmoe.plan.holders import BoolArray, IntArray, unit_sizes
 from elasticmoe.plan.schedule import waves_in_flight
 from elasticmoe.plan.snapshots import PARITY_GROUP, plan_snapshots
 from elasticmoe.plan.types import Inventory, Plan, Stage
@@ -38,11 +38,14 @@ class MemoryUse:
     """Kept for the backward pass, under even expert load."""
     snapshots_M: IntArray
     """Two snapshots: of the units a member is primary home of, and what it keeps for others."""
+    checkpoint_M: IntArray
+    """A copy of the units a member is primary home of, from which it writes checkpoints: in host
+    memory from the first one on, also between two."""
 
     @property
     def total_M(self) -> IntArray:
         """Everything, int64 [M]."""
-        return self.shared_M + self.compute_M
+        return self.shared_M + self.compute_M + self.checkpoint_M
 
     @property
     def shared_M(self) -> IntArray:
@@ -78,57 +81,71 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
     num_homes_U = np.fromiter(map(len, plan.homes), np.int64, len(numel_U))
     home_C = np.fromiter(chain.from_iterable(plan.homes), np.int64, int(num_homes_U.sum()))
     primary_U = home_C[np.cumsum(num_homes_U) - num_homes_U]
-    held_M, num_holders_U = _held(inventory, plan, numel_U)
+    unit_C = np.repeat(np.arange(len(numel_U)), num_homes_U)
+    held_M, num_holders_U, is_holder_C = _held(inventory, plan, numel_U, unit_C, home_C)
+    num_served_U = num_holders_U - np.bincount(unit_C[is_holder_C], minlength=len(numel_U))
     homed_M = _sums(home_C, np.repeat(numel_U, num_homes_U), num_members)
     primary_M = _sums(primary_U, numel_U, num_members)
     master, compute = master_bytes(job), compute_bytes(job)
     away_M = held_M - primary_M  # a unit's primary home holds it
     gathered_M = _sums(primary_U, numel_U * (num_holders_U - 1), num_members)
+    own_M = _sums(home_C[is_holder_C], numel_U[unit_C[is_holder_C]], num_members)
+    served_M = _sums(primary_U, numel_U * num_served_U, num_members)  # holders that are no home
     mirrored_M = homed_M - primary_M
     forwarded_M = _sums(primary_U, numel_U * (num_homes_U - 1), num_members)
-    exchanged_M = away_M + gathered_M
+    reduced_M = away_M + gathered_M + mirrored_M + forwarded_M
+    published_M = held_M - own_M + served_M
     alone_M = _sums(primary_U, num_homes_U == 1, num_members) > 0
+    undo = _undo_bytes(job, inventory) if alone_M.any() else 0
     return MemoryUse(
         weights_M=compute * held_M,
         gradients_M=master * held_M,
-        homes_M=3 * master * homed_M + _undo_bytes(job, inventory) * alone_M,
+        homes_M=3 * master * homed_M + undo * alone_M,
         prepared_M=master * homed_M,
-        buffers_M=(master + compute) * exchanged_M + master * (mirrored_M + forwarded_M),
+        buffers_M=master * reduced_M + compute * published_M,
         activations_M=_activation_bytes(job, inventory, plan),
         snapshots_M=_snapshot_bytes(job, inventory, plan, primary_M),
+        checkpoint_M=3 * master * primary_M,
     )
 
 
-def _held(inventory: Inventory, plan: Plan, numel_U: IntArray) -> tuple[IntArray, IntArray]:
-    """Elements that each member holds, [M], and how many hold each unit, [U]."""
+def _held(
+    inventory: Inventory, plan: Plan, numel_U: IntArray, unit_C: IntArray, home_C: IntArray
+) -> tuple[IntArray, IntArray, BoolArray]:
+    """Elements that each member holds, [M], how many hold each unit, [U], and whether each home
+    does, [C]; homes are in the order of units."""
     held_M, num_holders_U = np.zeros(len(plan.members), np.int64), np.zeros_like(numel_U)
+    is_holder_C = np.zeros(len(unit_C), np.bool_)
+    place_M = np.empty(len(plan.members), np.int64)
     for stage in plan.stages:
         members = list(stage.members)
+        place_M[:] = -1
+        place_M[members] = np.arange(len(members))
         for block in stage.blocks:
             units = inventory.units_of_block[block]
             if not units:
                 continue
             rows = slice(units[0].index, units[-1].index + 1)
+            of_block = slice(*np.searchsorted(unit_C, (rows.start, rows.stop)))
+            place_B = place_M[home_C[of_block]]
             if not inventory.blocks[block].is_experts:
                 held_M[members] += numel_U[rows].sum()
                 num_holders_U[rows] += len(members)
+                is_holder_C[of_block] |= place_B >= 0
                 continue
             slots = plan.slots[block]  # a layer's experts are equally large, one unit each
-            held_M[members] += units[0].numel * _slot_counts(slots)
-            num_holders_U[rows] += _holders_of_experts(slots, len(units))
-    return held_M, num_holders_U
+            slots_W, held = _slot_counts(slots), np.fromiter(chain.from_iterable(slots), np.int64)
+            held_EW = np.zeros((len(units), len(slots)), np.bool_)
+            held_EW[held, np.repeat(np.arange(len(slots)), slots_W)] = True
+            held_M[members] += units[0].numel * slots_W
+            num_holders_U[rows] += np.bincount(held, minlength=len(units))
+            expert_B = unit_C[of_block] - rows.start
+            is_holder_C[of_block] = held_EW[expert_B, place_B] & (place_B >= 0)
+    return held_M, num_holders_U, is_holder_C
 
 
 def _slot_counts(slots: tuple[tuple[int, ...], ...]) -> IntArray:
     return np.fromiter(map(len, slots), np.int64, len(slots))
-
-
-def _holders_of_experts(slots: tuple[tuple[int, ...], ...], num_experts: int) -> IntArray:
-    """How many workers of a stage hold each expert of a layer, [E]."""
-    if all(len(experts) == num_experts for experts in slots):
-        return np.full(num_experts, len(slots), np.int64)
-    held = np.fromiter(chain.from_iterable(slots), np.int64)
-    return np.bincount(held, minlength=num_experts)
 
 
 def _sums(member_C: IntArray, numel_C: IntArray, num_members: int) -> IntArray:
@@ -219,7 +236,7 @@ def host_bytes(
         device_is_host: workers compute on the CPU.
     """
     on_host = homes_on_host or device_is_host
-    bytes_M = use.shared_M if on_host else use.snapshots_M
+    bytes_M = use.checkpoint_M + (use.shared_M if on_host else use.snapshots_M)
     if device_is_host:
         bytes_M = bytes_M + use.compute_M
     needed: dict[str, int] = {}

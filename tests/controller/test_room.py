@@ -11,7 +11,7 @@ from elasticmoe.controller.phases import Phase
 ACTIVE = small_job(data={"seq_len": 1024})
 """On half the workers each keeps twice the activations, and they are most of what it keeps."""
 HALF_IS_TOO_FEW = 24_000
-"""Bytes per node; on two nodes of two workers 18 kB are needed, on one 29 kB."""
+"""Bytes per node; on two nodes of two workers 19 kB are needed, on one 31 kB."""
 
 
 def lose_b(world: World) -> World:
@@ -54,7 +54,7 @@ def test_a_node_that_does_not_say_how_much_memory_it_has_is_never_too_small() ->
     assert decisions(world, Wait) == []
 
 
-@pytest.mark.parametrize("memory_bytes,fits", [(6300, False), (7400, True), (2**30, True)])
+@pytest.mark.parametrize("memory_bytes,fits", [(6700, False), (7800, True), (2**30, True)])
 def test_without_room_for_the_homes_that_are_missing_the_job_goes_on_without_them(
     memory_bytes: int, fits: bool
 ) -> None:

@@ -130,11 +130,12 @@ def test_memory_counts_every_home_and_every_held_weight(
     assert use.weights_M.tolist() == [4 * numel] * 2
     assert use.gradients_M.tolist() == [4 * numel] * 2
     assert use.homes_M.tolist() == [12 * numel] * 2
-    assert (use.total_M == use.shared_M + use.compute_M).all()
+    assert use.checkpoint_M.sum() == 12 * numel  # each unit is written by one member
+    assert (use.total_M == use.shared_M + use.compute_M + use.checkpoint_M).all()
     on_cpu = host_bytes(plan, use, homes_on_host=True, device_is_host=True)
     assert on_cpu == {"node-0": use.total_M[0], "node-1": use.total_M[1]}
     on_gpu = host_bytes(plan, use, homes_on_host=False, device_is_host=False)
-    assert on_gpu == {"node-0": 0, "node-1": 0}
+    assert on_gpu == {"node-0": use.checkpoint_M[0], "node-1": use.checkpoint_M[1]}
 
 
 @pytest.mark.parametrize("holding", ["all", "one"])
@@ -154,16 +155,43 @@ def test_what_is_added_up_by_member_is_what_the_whole_table_says(
     homes_UM = home_matrix(plan.homes, 5)
     primary_UM = np.zeros_like(homes_UM)
     primary_UM[np.arange(len(numel_U)), [homes[0] for homes in plan.homes]] = True
-    gathered_M = (numel_U * (holders_UM.sum(axis=1) - 1)) @ primary_UM
-    forwarded_M = (numel_U * (homes_UM.sum(axis=1) - 1)) @ primary_UM
+    tables = [plan_exchange(plan, inventory, member) for member in range(5)]
+
+    def away(*exchanges: str) -> list[int]:
+        """Elements that each member sends to others and receives from others."""
+        return [
+            sum(
+                int(numel_U[units].sum())
+                for name in exchanges
+                for side in (getattr(own, name).send, getattr(own, name).receive)
+                for peer, units in enumerate(side)
+                if peer != member
+            )
+            for member, own in enumerate(tables)
+        ]
 
     use = plan_memory(job, inventory, plan)
 
     assert use.weights_M.tolist() == (4 * (numel_U @ holders_UM)).tolist()
     assert use.homes_M.tolist() == (12 * (numel_U @ homes_UM)).tolist()
-    exchanged_M = numel_U @ (holders_UM & ~primary_UM) + gathered_M
-    mirrored_M = numel_U @ (homes_UM & ~primary_UM) + forwarded_M
-    assert use.buffers_M.tolist() == (8 * exchanged_M + 4 * mirrored_M).tolist()
+    assert use.checkpoint_M.tolist() == (12 * (numel_U @ primary_UM)).tolist()
+    reduced, published = away("gradients", "forwards"), away("weights")
+    assert sum(published) < sum(away("gradients"))  # homes that hold have theirs from themselves
+    assert use.buffers_M.tolist() == [4 * (a + b) for a, b in zip(reduced, published, strict=True)]
+
+
+def test_two_workers_that_are_homes_of_all_they_hold_need_no_buffers_for_weights(
+    make_job: Make, make_inventory: MakeInventory, make_members: MakeMembers
+) -> None:
+    job = make_job("parallel.stages=1", "parallel.expert_replicas=all", "model.precision=bf16")
+    inventory = make_inventory(job)
+    plan = make_plan(job, inventory, make_members(2, 1, 2))
+    numel = sum(unit.numel for unit in inventory.units)
+
+    use = plan_memory(job, inventory, plan)
+
+    # Each sends or receives the gradient of every unit, and then its reduced gradient.
+    assert use.buffers_M.tolist() == [8 * numel] * 2
 
 
 def test_the_node_that_lacks_most_memory_is_named() -> None:
