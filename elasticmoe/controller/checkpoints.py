@@ -85,6 +85,17 @@ def seal_failed(state: JobState, reason: str) -> Outcome:
     return _unsaved(state, seal.step, reason, seal), ()
 
 
+def missed_step(state: JobState) -> int:
+    """The step at which a checkpoint was due before this generation began, if neither that nor a
+    newer one is there; 0: none was missed. The members write that of the last step by themselves.
+    """
+    assert state.form is not None, "a generation was formed"
+    first, interval = state.form.step, state.spec.checkpoint.interval_steps
+    due = first // interval * interval if first < state.spec.schedule.steps else 0
+    newest = state.newest.step if state.newest else 0
+    return due if due > newest else 0
+
+
 def repeated_commands(state: JobState) -> tuple[Command, ...]:
     """Seals and deletions that a restarted controller begins again."""
     return (*state.sealing, *(_delete(checkpoint) for checkpoint in state.deleted))

@@ -2,6 +2,7 @@
 
 from elasticmoe.controller.avoided import with_limits
 from elasticmoe.controller.changing import replace
+from elasticmoe.controller.checkpoints import missed_step
 from elasticmoe.controller.decisions import Break, Casualty, Form, LookAgain, Stop, Train
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import decide_break
@@ -102,7 +103,8 @@ def form_command(decision: Form) -> FormGeneration:
 
 
 def apply_train(state: JobState, decision: Train) -> Outcome:
-    """The outage is over, and what vaults held before it is of no use any more."""
+    """The outage is over, and what vaults held before it is of no use any more. A checkpoint whose
+    writing it cut off, or that was due when it began, is written soon."""
     assert state.outage is not None, "forming a generation begins an outage"
     plan = state.plan
     assert plan is not None, "a generation that was formed has a plan"
@@ -119,6 +121,7 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
         memory_since=state.generation,
         exposed_since_s=decision.at_s if exposed else None,
         pace=state.pace.begun(decision.at_s),
+        checkpoint_asked=state.checkpoint_asked or missed_step(state) > 0,
         staying=(),
     )
     return state, (*kills, *commands)

@@ -4,6 +4,7 @@ from elasticmoe.controller.avoided import next_end_s, num_staying
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.changing import replace
+from elasticmoe.controller.checkpoints import missed_step
 from elasticmoe.controller.decisions import (
     NO_NUMBER,
     Break,
@@ -222,9 +223,15 @@ def _decide_wishes(state: JobState) -> Drain | TakeCheckpoint | Fence | None:
         reason = f"{state.stop_by} asked to stop"
         return Drain(state.now_s, state.generation, number, "stop", reason)
     if state.checkpoint_asked:
-        asked = "members may be gone soon" if state.staying else "somebody asked for it"
-        return TakeCheckpoint(state.now_s, state.generation, number, asked)
+        return TakeCheckpoint(state.now_s, state.generation, number, _why_save(state))
     return decide_fence_silent(state)
+
+
+def _why_save(state: JobState) -> str:
+    if state.staying:
+        return "members may be gone soon"
+    missed = missed_step(state)
+    return f"that of step {missed} was cut off" if missed else "somebody asked for it"
 
 
 def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:

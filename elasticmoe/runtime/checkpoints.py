@@ -108,8 +108,9 @@ class CheckpointWriter:
 
         Raises:
             GangBrokenError: the generation ended first; the part is still being written.
-            CorruptedError: the part was not written, because units were corrupted, and they are so
-                in memory still: no update has met them since. They are torn now.
+            CorruptedError: the part was not written, because units were corrupted, and no update
+                has met them since: it can be written again. Those that are corrupted not in the
+                copy alone are torn now.
         """
         while self._thread is not None:
             self._thread.join(POLL_S)
@@ -121,17 +122,18 @@ class CheckpointWriter:
         if found is not None:
             source, step, units = found
             there = [unit for unit in units if is_whole(source, unit, step)]
-            refuse_corrupted([unit.index for unit in there if not source.is_intact(unit)])
+            for unit in there:
+                source.is_intact(unit)  # torn from here on, if it is not
+            refuse_corrupted([unit.index for unit in there])
 
     def _copy(self, tensors: list[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        copies = {}
+        names = {name for name, _ in tensors}  # no room for what others write now
+        self._room = {name: room for name, room in self._room.items() if name in names}
         for name, tensor in tensors:
-            room = self._room.get(name)
-            if room is None or room.shape != tensor.shape:
-                room = torch.empty_like(tensor, device="cpu")
-                self._room[name] = room
-            copies[name] = room.copy_(tensor)
-        return copies
+            if name not in self._room:
+                self._room[name] = torch.empty_like(tensor, device="cpu")
+            self._room[name].copy_(tensor)
+        return self._room
 
     def _write(self, part: _Part) -> None:
         with suppress(OSError):  # not permitted everywhere; then it competes like any thread

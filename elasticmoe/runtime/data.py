@@ -51,7 +51,9 @@ class SampleReader:
         self._windows = np.array(windows, dtype=np.int64)
         self._interleave = plan_interleave(tuple(source.weight for source in data.sources))
         self.newest = (0, 0)
-        """What `read` read last: number of the first sample, and of the one behind the last."""
+        """What `read` was last asked for and has given: number of the first sample, and of the one
+        behind the last. The record of a step has it from here, so a range that was cut wrongly is
+        seen; that each number stands for its own window is for `_locate`, and not checked again."""
 
     @property
     def num_samples(self) -> int:

@@ -41,7 +41,8 @@ class Samples(Protocol):
 
     @property
     def newest(self) -> tuple[int, int]:
-        """What was read last: number of the first sample, and of the one behind the last."""
+        """What `read` was last asked for and has given: number of the first sample, and of the one
+        behind the last."""
         ...
 
 
@@ -142,7 +143,7 @@ class Gang:
             wave = waves[index]
             start = first + index * wave.wave_samples + wave.first_sample
             ids = self.reader.read(start, start + wave.num_samples)
-            wave.samples = self.reader.newest  # not what was asked for: it is to be proven
+            wave.samples = self.reader.newest  # the reader's word, not what the plan says
             return torch.from_numpy(ids).to(self.device)
 
         return read

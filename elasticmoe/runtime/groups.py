@@ -106,9 +106,6 @@ class Pending:
             pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
 
 
-DONE: Final = Pending(None, Over(), (), poll=False)
-
-
 class _ThreadWait:
     """Makes a gloo send or receive pollable: their works never say that they completed."""
 
@@ -149,31 +146,28 @@ class Group:
         self._backend, self._over, self._is_cuda = backend, over, is_cuda
         self._pulse = pulse
 
-    def start_all_to_all(
+    def all_to_all(
         self, output: Tensor, source: Tensor, received: Sequence[int], sent: Sequence[int]
-    ) -> Pending:
-        """Start sending consecutive rows of `source` to each rank and filling `output`.
+    ) -> None:
+        """Send consecutive rows of `source` to each rank, and fill `output`.
 
         Args:
             output: room for the received rows, ordered by rank.
             source: rows to send, ordered by rank.
             received: rows from each rank.
             sent: rows to each rank.
+
+        Raises:
+            GangBrokenError: the generation ended first.
         """
         self._over.check()
         if self.size == 1:
             output.copy_(source)
-            return DONE
+            return
         work = self._start(
             "alltoall_base", output, source, list(received), list(sent), _c10d.AllToAllOptions()
         )
-        return Pending(work, self._over, (output, source), poll=not self._is_cuda)
-
-    def all_to_all(
-        self, output: Tensor, source: Tensor, received: Sequence[int], sent: Sequence[int]
-    ) -> None:
-        """`start_all_to_all`, and wait."""
-        self.start_all_to_all(output, source, received, sent).wait()
+        Pending(work, self._over, (output, source), poll=not self._is_cuda).wait()
 
     def gather(self, record: Tensor) -> Tensor:
         """Collect everybody's record; [size, *record.shape], in rank order, on every rank."""

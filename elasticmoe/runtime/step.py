@@ -153,7 +153,7 @@ def compare_homes(gang: Gang) -> None:
 
     Raises:
         CorruptedError: a copy of this member is wrong.
-        GangBrokenError: the generation ended first.
+        GangBrokenError: a copy of another member is, or the generation ended first.
     """
     mine, homes = torch.from_numpy(gang.homes.vault.hashes_U.copy()), gang.seat.plan.homes
     hashes_MU = gang.groups.world.gather(mine.to(gang.device)).cpu().numpy()
@@ -176,12 +176,15 @@ def compare_homes(gang: Gang) -> None:
     except GangBrokenError:
         if not wrong:
             raise
+    named = wrong or differing
+    found = (
+        f"unit {named[0]} ({len(named)} in all) differs between its homes, members "
+        f"{homes[named[0]]}, after step {gang.progress.step}: a processor or memory of one of "
+        "their machines is bad"
+    )
     if wrong:
-        raise CorruptedError(
-            f"unit {wrong[0]} ({len(wrong)} in all) differs between its homes, members "
-            f"{homes[wrong[0]]}, after step {gang.progress.step}: a processor or memory of one of "
-            "their machines is bad"
-        )
+        raise CorruptedError(found)
+    raise GangBrokenError(found)  # nothing that differs is written, kept or moved by anybody
 
 
 def step_metrics(gang: Gang, step: CommittedStep) -> dict[str, Any]:

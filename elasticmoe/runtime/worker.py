@@ -229,6 +229,7 @@ class Service:
         self._mailbox.send(GangEnded(form.generation, self._worker, step, snapshots))
 
     def _join(self, form: FormGang, current: Current) -> Gang:
+        self._adopted = []  # by a generation that never formed: memory that may be needed now
         if self._pulse is not None:
             self._pulse.restart_count()
             self._pulse.enter("form", 0)
@@ -281,7 +282,10 @@ class Service:
         pause, which leaves everything in memory and saves nothing."""
         job, settled = gang.job, form.first_command - 1
         first_step, snapshot_s, guard = gang.progress.step, 0.0, Guard()
+        interval = job.protection.hash_interval_steps
         if form.memory is not None and first_step == job.schedule.steps:
+            if interval:
+                compare_homes(gang)  # the step may have been committed without
             self._writer.take(gang)  # whoever was to write the last checkpoint may have died
         while gang.progress.step < job.schedule.steps:
             gang.groups.over.check()
@@ -299,7 +303,6 @@ class Service:
             last = "stop" in actions or step == job.schedule.steps
             pauses = "pause" in actions and not last
             saves = last or "checkpoint" in actions or step % job.checkpoint.interval_steps == 0
-            interval = job.protection.hash_interval_steps
             if interval and (saves or actions or step % interval == 0):
                 compare_homes(gang)  # before anything is written, kept or moved
             if saves:

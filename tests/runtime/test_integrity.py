@@ -1,6 +1,7 @@
 """A copy is never better trusted than what it was made from: flips where units move or are kept."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from crews import Crew, make_job, undisturbed
 from flips import flip, stop_computing
+from forked import form
 from gangs import RandomSamples, plan_for, tiny_job
 
 from elasticmoe.checkpoint.store import Store, open_store
 from elasticmoe.messages.worker import WorkerParked
 from elasticmoe.model.inventory import build_inventory
 from elasticmoe.runtime import moves
-from elasticmoe.runtime.checkpoints import CheckpointWriter, Written
+from elasticmoe.runtime.checkpoints import KINDS, CheckpointWriter, Written
 from elasticmoe.runtime.gang import Gang, Seat, form_gang
 from elasticmoe.runtime.groups import Over, Rendezvous
 from elasticmoe.runtime.memory import State
@@ -117,6 +119,30 @@ def test_what_is_corrupted_in_the_vault_of_a_dead_worker_is_reported_by_who_read
     assert all(unit not in units for _, units in parked.copies.whole)
 
 
+def test_the_vault_of_a_dead_worker_is_let_go_when_another_generation_needs_it_no_more(
+    tmp_path: Path, crews: list[Crew]
+) -> None:
+    job = make_job(tmp_path, "fp32", redundancy=1)
+    plan = plan_for(job, 2)
+    crew = Crew(job, plan)
+    crews.append(crew)
+    crew.train(2)
+    flip(crew, stop_computing(crew.workers[1]), plan.homes.index((1,)))
+    crew.kill(1)
+    crew.fail_over(1, keep_vaults=True, forms=False)
+    reader = crew.workers[0]
+    reader.next(WorkerParked)
+    maps = Path(f"/proc/{reader.pid}/maps")
+    assert "memfd:vault-1" in maps.read_text()  # it failed to join, and holds it still
+
+    form(plan, [reader], 3)  # from the beginning; the other member never comes
+
+    deadline_s = time.monotonic() + 10.0
+    while "memfd:vault-1" in maps.read_text():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)
+
+
 def alone(**sections: Any) -> Gang:
     """A gang of one that has taken two steps, and is the only home of every unit."""
     job = tiny_job(protection={"redundancy": 1}, **sections)
@@ -174,21 +200,66 @@ def test_a_checkpoint_of_a_corrupted_unit_is_not_written_and_the_unit_counts_as_
     assert read_copies(gang.homes.vault, 0, is_alive=True).torn == (4,)
 
 
+def take_badly(
+    reports: Reports, gang: Gang, monkeypatch: pytest.MonkeyPatch, *, steps: int
+) -> None:
+    """Take a checkpoint whose copy of unit 4 gets a flipped bit, and so many steps meanwhile."""
+    taken = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr("elasticmoe.runtime.checkpoints.os.setpriority", lambda *_: taken.wait(20))
+        reports.writer.take(gang)
+        reports.writer._room["unit.4.master"].view(torch.int64)[3] ^= 1
+        for _ in range(steps):
+            train_step(gang, 0)
+        taken.set()
+        assert reports.writer._thread is not None
+        reports.writer._thread.join(20)
+
+
 def test_a_unit_that_was_updated_since_is_not_blamed_for_a_copy_that_was_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gang, reports = alone(), Reports(open_store(str(tmp_path)))
-    taken = threading.Event()
-    monkeypatch.setattr("elasticmoe.runtime.checkpoints.os.setpriority", lambda *_: taken.wait(20))
 
-    reports.writer.take(gang)
-    reports.writer._room["unit.4.master"].view(torch.int64)[3] ^= 1
-    taken.set()
+    take_badly(reports, gang, monkeypatch, steps=1)
     reports.writer.wait(Over())
 
     (written,) = reports.written
     assert "unit 4 (1 in all) did not match" in written.error
     assert read_copies(gang.homes.vault, 0, is_alive=True).torn == ()
+
+
+def test_a_copy_that_was_bad_is_made_again_where_no_update_has_come_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gang, reports = alone(), Reports(open_store(str(tmp_path)))
+
+    take_badly(reports, gang, monkeypatch, steps=0)
+    with pytest.raises(CorruptedError, match="unit 4 "):
+        reports.writer.wait(Over())
+    assert read_copies(gang.homes.vault, 0, is_alive=True).torn == ()
+    reports.writer.take(gang)
+    reports.writer.wait(Over())
+
+    failed, written = reports.written
+    assert "unit 4 (1 in all) did not match" in failed.error
+    assert written.error == ""
+    (file,) = tmp_path.rglob("*.safetensors")
+    assert written.files[0]["name"] == file.name
+
+
+def test_no_copy_is_kept_of_units_that_others_write_by_now(tmp_path: Path) -> None:
+    gang, reports = alone(), Reports(open_store(str(tmp_path)))
+    reports.writer.take(gang)
+    reports.writer.wait(Over())
+    assert "unit.3.master" in reports.writer._room
+
+    gang.homes.num_primary = 3  # as after growing
+    reports.writer.take(gang)
+    reports.writer.wait(Over())
+
+    kept = {name for name in reports.writer._room if name.startswith("unit.")}
+    assert kept == {f"unit.{unit}.{kind}" for unit in range(3) for kind in KINDS}
 
 
 def cut_off(gang: Gang, unit: int, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
