@@ -360,8 +360,8 @@ def test_a_controller_that_is_killed_while_its_journal_is_full_is_waited_for(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "journal").symlink_to(small_disk)
-    patience_s = 3.0
-    handle = submit(tiny_job(tmp_path / "run", steps=600), entry=FAKE, patience_s=patience_s)
+    patience_s = 2.0
+    handle = submit(tiny_job(tmp_path / "run", steps=300), entry=FAKE, patience_s=patience_s)
     Follower(handle).until_step(3)
     workers = processes.workers()
     fill(small_disk)
