@@ -72,6 +72,10 @@ class Agent:
         self._spawn_task(self._run_outbox())
         self._spawn_task(self._watch_heartbeats())
 
+    def is_answered(self) -> bool:
+        """See `Outbox.is_answered`."""
+        return self._outbox.is_answered()
+
     def facts(self) -> list[bytes]:
         """What a controller that has just taken over must know, as lines of events."""
         self._outbox.heard()
@@ -282,7 +286,7 @@ class Agent:
         except ClusterError as error:
             await self._bury(worker, str(error))
             return
-        if birth.stood_by:  # it runs and waits: nobody needs to hear that from itself
+        if birth.stood_by:  # it has said that it is ready: nobody needs to hear it again
             worker.ready = True
             await self._outbox.put_when_free(to_line(WorkerReady(number, birth.pid)))
 
@@ -372,7 +376,12 @@ class Agent:
     # -- the agent's own life
 
     async def _run_outbox(self) -> None:
-        await self.end(await self._outbox.run())
+        try:
+            reason = await self._outbox.run()
+        except Exception as error:  # who cannot report is of no use, and must not seem to be
+            log.exception("outbox_failed")
+            reason = f"its reports cannot be delivered: {error}"
+        await self.end(reason)
 
     def _spawn_task(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

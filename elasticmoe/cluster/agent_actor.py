@@ -91,7 +91,7 @@ class AgentActor:
         self._unclaimed.cancel()
         if not self._tasks:
             await self._agent.start()
-            self._line = await open_line(self._agent.config.host)
+            self._line = await open_line(self._agent.config.host, self._agent.is_answered)
             loop = asyncio.get_running_loop()
             self._tasks = [
                 loop.create_task(self._raylet.end_with_it(self._agent.close)),
@@ -171,7 +171,7 @@ class AgentActor:
             self._controller = None
             raise ConnectionError(reason_of(error)) from error
         if answer == "later":
-            raise NotYetError("the controller cannot write its journal")
+            raise NotYetError("the controller begins, or cannot write its journal")
         if answer is None:
             raise ConnectionError("the controller does not know this agent yet")
         return answer

@@ -30,16 +30,18 @@ def stand_by(sock: socket.socket, arguments: dict[str, Any]) -> None:
     """Be a worker as soon as the agent needs one: forked, and with all done that can be before.
 
     Args:
-        sock: connection to the agent; its first line holds `arguments` (those of a worker that are
-            missing here), `log` (file of its output) and `environment`.
+        sock: connection to the agent, which is sent `READY` when no more can be done; its first
+            line holds `arguments` (those of a worker that are missing here), `log` (file of its
+            output) and `environment`.
         arguments: `entry` and `job`.
     """
-    from elasticmoe.cluster.warm_parent import write_output_to
+    from elasticmoe.cluster.warm_parent import READY, write_output_to
 
     job = JobSpec.model_validate_json(arguments["job"])
     module = _module_of(arguments)
     if hasattr(module, "get_ready"):
         module.get_ready(job)
+    sock.sendall(READY)
     line = _read_line(sock)
     if not line:
         return  # the agent is gone

@@ -113,12 +113,12 @@ class ControllerActor:
         """Take what an agent and its workers say.
 
         Returns:
-            Whether the node belongs to the job; none if that is not known yet; "later" if the lines
-            are not on record yet: they are to be given again until they are.
+            Whether the node belongs to the job; none if that is not known; "later" if it is not
+            known yet or the lines are not on record yet: they are to be given again until they are.
         """
-        if self._agents is None:
-            return None
-        belongs = self._agents.heard(node, incarnation)
+        belongs = self._agents.heard(node, incarnation) if self._agents is not None else None
+        if belongs is None and not self._beginning.done():
+            return "later"  # to take over may take as long as a full disk does
         try:
             if belongs and lines and not await self._intake.has_taken(node, lines):
                 return "later"
@@ -145,10 +145,8 @@ class ControllerActor:
     async def _take_over(self) -> dict[str, Any]:
         run = self._run
         self._lock = lock_directory(run.directory)
-        journal = self._journal = FileJournal(
-            run.directory / "journal",
-            run.id,
-            lambda text: self._narrator.notice(self._now(), text),
+        journal = self._journal = await asyncio.to_thread(
+            FileJournal, run.directory / "journal", run.id, self._tell
         )
         records = journal.read()
         self._is_new = not records
@@ -187,6 +185,12 @@ class ControllerActor:
         ]
         log.info("began", term=journal.term, run=run.id, pid=os.getpid())
         return self._serve()
+
+    def _tell(self, text: str) -> None:
+        """Pass on what the journal says, on any thread."""
+        log.warning("journal", text=text)
+        if self._agents is not None:  # nobody listens before
+            self._narrator.notice(self._now(), text)
 
     async def _inspect(self) -> JobSubmitted:
         """Wait for the first node and have a clerk there look at data, storage and memory."""
@@ -307,29 +311,20 @@ class ControllerActor:
 
         They are made durable together: the lock on the journal is taken in the order of asking.
         """
-        events = []
+        now_s, events = self._now(), []
         for line in lines:
             plain = json.loads(line)
             if plain["kind"] == "Notice":
-                self._narrator.notice(self._now(), plain["text"])
+                self._narrator.notice(now_s, plain["text"])
                 continue
             try:
-                events.append(self._event(node, plain))
+                events.append(_event(now_s, node, plain))
             except ValueError as error:  # of another version: to repeat it would not help
                 log.error("bad_message", node=node, reason=str(error))
         await asyncio.gather(*map(self._post, events))
         for event in events:
             if isinstance(event, Reported) and isinstance(event.report, StepDone):
                 self._narrator.step_done(event.at_s, event.report)
-
-    def _event(self, node: str, plain: dict[str, Any]) -> Event:
-        if plain["kind"] in _REPORTS:
-            return Reported(self._now(), node, decode(_REPORTS, plain))
-        event: Event = decode(_EVENTS, plain)
-        now_s = self._now()
-        if isinstance(event, NodeLeaving):
-            return replace(event, at_s=now_s, deadline_s=now_s + event.deadline_s - event.at_s)
-        return replace(event, at_s=now_s)
 
     async def _post(self, event: Event) -> None:
         if self._controller is None:
@@ -365,6 +360,15 @@ def _crash() -> NoReturn:
     log.exception("controller_crashed")
     sys.stderr.flush()
     os._exit(1)
+
+
+def _event(now_s: float, node: str, plain: dict[str, Any]) -> Event:
+    if plain["kind"] in _REPORTS:
+        return Reported(now_s, node, decode(_REPORTS, plain))
+    event: Event = decode(_EVENTS, plain)
+    if isinstance(event, NodeLeaving):
+        return replace(event, at_s=now_s, deadline_s=now_s + event.deadline_s - event.at_s)
+    return replace(event, at_s=now_s)
 
 
 def _at_s(record: Record) -> float:

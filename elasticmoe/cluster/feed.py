@@ -201,7 +201,11 @@ class Narrator:
 
 
 class Told:
-    """A journal whose records are told to people as they are written."""
+    """A journal whose records are told to people at once.
+
+    That may be before they can be written: what a controller decides, and tells, while the disk is
+    full is neither on record nor done, and the next controller does not know of it.
+    """
 
     def __init__(self, journal: Journal, records: list[Record], narrator: Narrator) -> None:
         """

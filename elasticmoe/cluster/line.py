@@ -2,7 +2,7 @@
 
 Ray tells so too, but where a raylet dies together with its actors it waits a second for the head
 to say why (measured: 1.0 to 1.4 s). As long as it is held a byte comes now and then: a sign of life
-for a fifth of what a call through Ray takes.
+for a fifth of what a call through Ray takes; not from a process whose calls do not get through.
 """
 
 import asyncio
@@ -17,15 +17,16 @@ RETRY_S: Final = 0.25
 """Between two tries to reach a host that does not answer, or hangs up on everybody at once."""
 
 
-async def open_line(host: str) -> tuple[str, int]:
+async def open_line(host: str, is_well: Callable[[], bool]) -> tuple[str, int]:
     """Let others hold a line to this process, as long as it lives; returns host and port.
 
     Args:
         host: the address to listen on, so that nothing else is exposed.
+        is_well: whether to give signs of life: it is of no use to be there alone.
     """
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        giving = asyncio.ensure_future(_give_signs(writer))
+        giving = asyncio.ensure_future(_give_signs(writer, is_well))
         with suppress(OSError):
             await reader.read()
         giving.cancel()
@@ -65,7 +66,8 @@ async def until_gone(host: str, port: int, heard: Callable[[], object]) -> None:
             await asyncio.sleep(RETRY_S)
 
 
-async def _give_signs(writer: asyncio.StreamWriter) -> None:
+async def _give_signs(writer: asyncio.StreamWriter, is_well: Callable[[], bool]) -> None:
     while True:
-        writer.write(b"\n")
+        if is_well():
+            writer.write(b"\n")
         await asyncio.sleep(SIGN_S)

@@ -14,13 +14,16 @@ BATCH_LINES: Final = 1000
 MAX_LINES: Final = 10_000
 """A worker that reports faster than the controller listens waits."""
 
+ANSWERED_S: Final = 4.0
+"""Twice `HEARTBEAT_S`: whose words have not been answered for so long is not heard any more."""
+
 Deliver = Callable[[list[bytes]], Awaitable[bool]]
 """Hands lines to the controller; whether this node still belongs to the job. Raises
 `ConnectionError` where no controller answers."""
 
 
 class NotYetError(ConnectionError):
-    """A controller answers, but cannot write down what it is told."""
+    """A controller answers, but cannot write down yet what it is told."""
 
 
 class Outbox:
@@ -33,7 +36,11 @@ class Outbox:
     def __init__(self, deliver: Deliver, patience_s: float) -> None:
         self._deliver, self._patience_s = deliver, patience_s
         self._lines: asyncio.Queue[bytes] = asyncio.Queue(MAX_LINES)
-        self._heard_s = time.monotonic()
+        self._heard_s = self._answered_s = time.monotonic()
+
+    def is_answered(self) -> bool:
+        """Whether what this agent says gets through: a controller answered lately."""
+        return time.monotonic() < self._answered_s + ANSWERED_S
 
     def heard(self) -> None:
         """Note that a controller has spoken to this agent."""
@@ -56,15 +63,19 @@ class Outbox:
                     belongs = await asyncio.wait_for(self._deliver(batch), self._patience_s)
                 except (ConnectionError, TimeoutError) as error:
                     if isinstance(error, NotYetError):
-                        self.heard()
+                        self._answered()
                     if time.monotonic() - self._heard_s > self._patience_s:
                         return f"no controller has spoken for {self._patience_s:g} s: {error}"
                     await asyncio.sleep(RETRY_S)
                     continue
-                self.heard()
+                self._answered()
                 if not belongs:
                     return "the controller has given this node up"
                 break
+
+    def _answered(self) -> None:
+        self.heard()
+        self._answered_s = self._heard_s
 
     async def _next_batch(self) -> list[bytes]:
         try:

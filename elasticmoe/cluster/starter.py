@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
-from elasticmoe.cluster.warm_parent import ForkRequest
+from elasticmoe.cluster.warm_parent import READY, ForkRequest
 from elasticmoe.errors import ClusterError
 
 PREPARE_DELAY_S: Final = 0.5
@@ -33,7 +33,7 @@ class Birth:
 
     @property
     def stood_by(self) -> bool:
-        """Whether its process was there before it was needed."""
+        """Whether its process was there, and ready, before it was needed."""
         return self.theirs is None
 
 
@@ -58,12 +58,14 @@ class Starter:
         asyncio.get_running_loop().call_later(PREPARE_DELAY_S, self._prepare)
 
     def take(self, number: int) -> Birth:
-        """Whoever is to be a worker: the process that stands by, or one that `begin` will fork."""
-        standby, self._standby = self._standby, None
-        if standby is not None:
-            if standby.pid:
-                return standby
-            standby.ours.close()  # it is being forked, and will end
+        """Whoever is to be a worker: the process that stands by, or one that `begin` will fork.
+
+        One that is not ready yet, if it ever will be, goes on getting ready for the next time.
+        """
+        standby = self._standby
+        if standby is not None and _is_ready(standby):
+            self._standby = None
+            return standby
         ours, theirs = socket.socketpair()
         return Birth(f"worker-{number}", ours, theirs)
 
@@ -119,3 +121,13 @@ class Starter:
             self._fork(request, theirs)
         except ClusterError:
             self.forget()
+
+
+def _is_ready(standby: Birth) -> bool:
+    """Whether it has said that nothing is left to be done but what its order will say."""
+    try:
+        return bool(standby.pid) and standby.ours.recv(len(READY)) == READY
+    except BlockingIOError:
+        return False
+    except OSError:  # it has ended; that is being reported
+        return False

@@ -33,6 +33,8 @@ CLAIM_TIMEOUT_S: Final = 60.0
 MAX_REQUEST_BYTES: Final = 1 << 17
 MAX_LINE_BYTES: Final = 1 << 26
 """Of one message of a child to the agent; a checkpoint part lists thousands of units."""
+READY: Final = b"\n"
+"""What a process that stands by says when it has done all that it can do before it is needed."""
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
 ENVIRONMENT: Final = {

@@ -5,15 +5,17 @@ the process is stopped, or hangs with its interpreter locked; the end of a proce
 means, and sooner.
 
 A process that *is stopped* (the kernel says so) has `STOPPED_LEASE_S`. One that merely does not
-beat has a lease derived from its own past: a beat may come `FACTOR` times as late as the latest
-one seen before. For where the numbers come from: on two cores beats came late by 26 ms at most
-beside nothing else and by 30 ms beside two busy processes, and a lease of 100 to 150 ms gave no
-false alarm. So a beat four times as late is an event of its own, and on such a machine the
-derived lease would be 220 ms; it never goes below `SHORTEST_LEASE_S` because there is no proof:
-a garbage collection, or parsing some megabytes of JSON, locks the interpreter for 100 ms once
-and for all. On a machine that has ten times more to do than cores, heartbeats come late by two
-seconds: time in which a thread of the worker waited for a core does not count as silence. A
-false alarm costs one redone step.
+beat has a lease derived from its own past: a beat may come `FACTOR` times as late as the latest one
+seen before. What is seen is the silence at a look: most looks come just behind a beat that was in
+time, so that one which is late by less than `BEAT_S` is hardly ever measured as such, and
+`SHORTEST_LEASE_S` has to do for it (beyond 62 ms a lease from the formula would be longer). For
+where the numbers come from: on two cores beats came late by 26 ms at most beside nothing else and
+by 30 ms beside two busy processes, and a lease of 100 to 150 ms gave no false alarm. So a beat four
+times as late is an event of its own, and on such a machine the derived lease would be 220 ms; it
+never goes below `SHORTEST_LEASE_S` because there is no proof: a garbage collection, or parsing some
+megabytes of JSON, locks the interpreter for 100 ms once and for all. On a machine that has ten
+times more to do than cores, heartbeats come late by two seconds: time in which a thread of the
+worker waited for a core does not count as silence. A false alarm costs one redone step.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -4,17 +4,24 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from elasticmoe.controller.changing import replace
 from elasticmoe.controller.machine import advance, glance, outstanding, replay
 from elasticmoe.controller.protocols import Effects, Journal
 from elasticmoe.controller.record import Decided, Entry, Progress, Record, as_progress, fold
 from elasticmoe.controller.state import JobState
 from elasticmoe.messages.commands import Command, WakeAt
-from elasticmoe.messages.events import Event, TimePassed
+from elasticmoe.messages.events import Event, JournalResumed, TimePassed
 
 PROGRESS_INTERVAL_S: Final = 2.0
 """Committed steps are folded into one record for this long: a crash of the controller loses count
 of a few seconds of steps, which the next report of a step brings back."""
 INBOX_SIZE: Final = 10_000
+HELD_UP_S: Final = 0.05
+"""A sync that takes longer holds up what agents say and what they are told: that time is not held
+against them. Half of the shortest patience, `state.STALLED_PATIENCE_S`; a sync takes some ms."""
+AGAIN_S: Final = 0.25
+"""At most, or a quarter of that time: an agent whose words could not be taken for a second is told
+so, and says them again within 0.1 s of when they can be."""
 
 
 class Controller:
@@ -38,6 +45,11 @@ class Controller:
         self._durable = len(records)
         """Records with smaller numbers survive a crash."""
         self._syncing: asyncio.Future[None] | None = None
+        self._sync_began_s = 0.0
+        self._heard_from_s = 0.0
+        """The end of the last sync that took long, and a little more: everybody could be heard."""
+        self._resumed_s = 0.0
+        """The same as of the last `JournalResumed`."""
         self._unwritten: Progress | None = None
         self._written_s = 0.0
         self._late: TimePassed | None = None
@@ -54,17 +66,26 @@ class Controller:
 
         Progress is the exception: it is durable within `PROGRESS_INTERVAL_S`, or with the next
         event of another kind, before that one. So are timers: they are written when it is their
-        turn, if they matter.
+        turn, if they matter. While records wait for the disk their turn does not come: whoever is
+        silent then may have spoken.
         """
+        is_timer = isinstance(event, TimePassed)
+        if is_timer and self._syncing is not None:
+            await asyncio.shield(self._syncing)
+            event = replace(event, at_s=max(event.at_s, self._clock()))
         async with self._posting:  # one lock for both, so that replay sees the order we acted in
             number: int | None = None
             progress = as_progress(event)
             if progress is not None:
                 number = self._fold(progress)
-            elif not isinstance(event, TimePassed):
+            elif not is_timer:
+                resumed = self._resumed()
+                if resumed is not None:
+                    await self._inbox.put(resumed)
                 number = self._write(event)
             await self._inbox.put((number, event))
-        await self._synced()
+        if not is_timer:
+            await self._synced()
 
     async def run(self) -> None:
         """Run until the job ends. Safe to start again after a crash at any line.
@@ -103,11 +124,29 @@ class Controller:
         nothing = glance(self._state, timer)
         if nothing is None and not (self._inbox.empty() and not self._posting.locked()):
             return ()  # an event is there or on its way; we look behind it
+        if nothing is None and (resumed := self._resumed()) is not None:
+            return self._act(*resumed) + self._look(timer)
         self._late = None
         if nothing is not None:
             self._state, commands = nothing
             return commands
         return self._act(self._write(timer), timer)
+
+    def _resumed(self) -> tuple[int, JournalResumed] | None:
+        """Write down that the journal takes long, or did, before anybody is judged by that time."""
+        now_s = self._clock()
+        if self._syncing is not None and now_s >= self._resumed_s:
+            self._note_delay(now_s)
+        if self._heard_from_s <= self._resumed_s:
+            return None
+        self._resumed_s = self._heard_from_s
+        resumed = JournalResumed(now_s, self._resumed_s)
+        return self._write(resumed), resumed
+
+    def _note_delay(self, now_s: float) -> None:
+        took_s = now_s - self._sync_began_s
+        if took_s > HELD_UP_S:
+            self._heard_from_s = now_s + min(took_s / 4, AGAIN_S)
 
     def _write(self, event: Event) -> int:
         self._flush()
@@ -142,6 +181,7 @@ class Controller:
         wanted = self._next_number
         while self._durable < wanted:
             if self._syncing is None:
+                self._sync_began_s = self._clock()
                 self._syncing = asyncio.ensure_future(self._sync())
             await asyncio.shield(self._syncing)
 
@@ -152,3 +192,4 @@ class Controller:
             self._durable = number
         finally:
             self._syncing = None
+            self._note_delay(self._clock())

@@ -68,6 +68,7 @@ from elasticmoe.messages.events import (
     CommandFailed,
     Event,
     JobSubmitted,
+    JournalResumed,
     NodeLeaving,
     NodeLost,
     NodeUp,
@@ -236,9 +237,10 @@ def _absorb_known(state: JobState, entry: Entry) -> Outcome:
         case Reported():
             return _reported(state, entry)
         case TermBegan():
-            pace = state.pace.resumed(state.now_s)
-            since_s = state.now_s
-            return replace(state, term=entry.term, since_s=since_s, wake_at_s=None, pace=pace), ()
+            state = _resumed(state, state.now_s)
+            return replace(state, term=entry.term, wake_at_s=None), ()
+        case JournalResumed():
+            return _resumed(state, entry.since_s), ()
         case NodeUp():
             return capacity.node_up(state, entry)
         case NodeLost():
@@ -262,6 +264,12 @@ def _absorb_known(state: JobState, entry: Entry) -> Outcome:
         case TimePassed():
             return training.time_passed(state)
     return ignored(state)
+
+
+def _resumed(state: JobState, since_s: float) -> JobState:
+    """Nobody listened for a while: all patience begins anew."""
+    since_s = max(since_s, state.since_s)
+    return replace(state, since_s=since_s, pace=state.pace.resumed(since_s))
 
 
 def _reported(state: JobState, event: Reported) -> Outcome:

@@ -48,12 +48,15 @@ class Pace:
         return replace(self, last_s=max(at_s, self.last_s), overdue_s=None)
 
     def stepped(self, at_s: float, *, is_saving: bool) -> "Pace":
-        """A step was committed."""
+        """A step was committed. One that is heard together with the one before it measures nothing:
+        whoever was not listened to for a while tells of many at once."""
         took_s = max(at_s - self.last_s, 0.0)
         slowest_s = max(self.slowest_saving_s, took_s) if is_saving else self.slowest_saving_s
         pace = replace(self, last_s=at_s, slowest_saving_s=slowest_s, doublings=0, overdue_s=None)
         if self.is_first:
             return replace(pace, is_first=False, slowest_first_s=max(self.slowest_first_s, took_s))
+        if not took_s:
+            return pace
         return replace(pace, intervals=(*self.intervals, took_s)[-NUM_INTERVALS:])
 
     def scaled(self, factor: float) -> "Pace":

@@ -221,7 +221,8 @@ class JobState:
     job: Job | None = None
     phase: Phase = Phase.NEW
     since_s: float = 0.0
-    """Start of the phase, or of the term if that is later: patience starts anew."""
+    """Start of the phase; if that is later, of the term, or when the journal took no longer too
+    long: patience starts anew."""
     now_s: float = 0.0
     submitted_s: float = 0.0
     term: int = 0

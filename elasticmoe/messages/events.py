@@ -56,6 +56,16 @@ class TermBegan:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalResumed:
+    """The journal took long: what was said lately may not have been heard yet, and what was ordered
+    went out late. Patience begins anew."""
+
+    at_s: float
+    since_s: float
+    """When it begins: whoever was told to say it again has done so by then."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeUp:
     """An agent is ready on a node."""
 
@@ -201,6 +211,7 @@ class TimePassed:
 Event = (
     JobSubmitted
     | TermBegan
+    | JournalResumed
     | NodeUp
     | NodeLost
     | NodeLeaving

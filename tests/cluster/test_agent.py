@@ -17,6 +17,7 @@ from agents_for_tests import (
     until_gone,
 )
 
+from elasticmoe.cluster import outbox
 from elasticmoe.cluster.agent import Agent
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(60)]
@@ -117,6 +118,50 @@ def test_an_agent_that_the_controller_has_given_up_ends_itself_at_its_first_word
 
         await asyncio.wait_for(agent.over.wait(), PATIENCE_S)
         await until_gone([ready["pid"]])
+
+    run_with_agent(tmp_path, scenario)
+
+
+def test_an_agent_whose_reports_meet_a_bug_ends_itself_and_its_workers(tmp_path: Path) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        await agent.start_workers((1,))
+        ((_, ready),) = await controller.wait_for("WorkerReady")
+
+        async def stumble(lines: list[bytes]) -> bool:
+            raise RuntimeError("not foreseen")
+
+        agent._outbox._deliver = stumble
+
+        await asyncio.wait_for(agent.over.wait(), PATIENCE_S)
+        await until_gone([ready["pid"]])
+
+    run_with_agent(tmp_path, scenario)
+
+
+def test_an_agent_seems_well_only_while_what_it_says_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "ANSWERED_S", 0.3)
+    monkeypatch.setattr(outbox, "HEARTBEAT_S", 0.05)
+
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        await agent.start_workers((1,))
+        await controller.wait_for("WorkerReady")
+        assert agent.is_answered()
+        taken, has_answer = agent._outbox._deliver, asyncio.Event()
+
+        async def take_no_notice(lines: list[bytes]) -> bool:
+            await has_answer.wait()
+            return await taken(lines)
+
+        agent._outbox._deliver = take_no_notice
+        async with asyncio.timeout(PATIENCE_S):
+            while agent.is_answered():
+                agent.facts()  # a controller that speaks to it is no answer
+                await asyncio.sleep(0.01)
+            has_answer.set()
+            while not agent.is_answered():
+                await asyncio.sleep(0.01)
 
     run_with_agent(tmp_path, scenario)
 

@@ -13,7 +13,7 @@ import asyncio
 from elasticmoe.cluster.line import open_line
 
 async def main():
-    _, port = await open_line("127.0.0.1")
+    _, port = await open_line("127.0.0.1", lambda: True)
     print(port, flush=True)
     await asyncio.Event().wait()
 
@@ -76,7 +76,7 @@ def test_a_line_that_is_held_gives_signs_of_life_and_is_closed_when_nobody_wants
     async def scenario() -> None:
         signs: asyncio.Queue[float] = asyncio.Queue()
         clock = asyncio.get_running_loop().time
-        host, port = await open_line("127.0.0.1")
+        host, port = await open_line("127.0.0.1", lambda: True)
         gone = asyncio.ensure_future(until_gone(host, port, lambda: signs.put_nowait(clock())))
 
         first_s, *_, last_s = [await asyncio.wait_for(signs.get(), SOON_S) for _ in range(3)]
@@ -86,5 +86,28 @@ def test_a_line_that_is_held_gives_signs_of_life_and_is_closed_when_nobody_wants
         async with asyncio.timeout(SOON_S):
             while len(asyncio.all_tasks()) > 1:  # the server's end of the line notices
                 await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_is_not_well_gives_no_signs_but_its_line_is_held() -> None:
+    async def scenario() -> None:
+        signs: list[bool] = []
+        answers: asyncio.Queue[bool] = asyncio.Queue()
+
+        def is_well() -> bool:
+            answers.put_nowait(not signs)
+            return not signs
+
+        host, port = await open_line("127.0.0.1", is_well)
+        gone = asyncio.ensure_future(until_gone(host, port, lambda: signs.append(True)))
+        given = 0
+        while await asyncio.wait_for(answers.get(), SOON_S):
+            given += 1
+        assert not await asyncio.wait_for(answers.get(), SOON_S)
+
+        assert len(signs) == given > 0
+        assert not gone.done()
+        gone.cancel()
 
     asyncio.run(scenario())

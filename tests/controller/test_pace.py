@@ -54,6 +54,17 @@ def test_false_alarms_double_the_bound_until_the_next_step() -> None:
     assert pace.bound_s(is_saving=False) == 1.5
 
 
+def test_steps_that_are_heard_all_at_once_do_not_shorten_the_bound() -> None:
+    pace = measured(*[0.5] * 9)
+
+    late_s = pace.last_s + 0.6
+    for _ in range(NUM_INTERVALS):
+        pace = pace.stepped(late_s, is_saving=False)
+
+    assert pace.last_s == late_s
+    assert abs(pace.bound_s(is_saving=False) - 1.8) < 1e-6
+
+
 def test_fewer_workers_are_given_more_time() -> None:
     assert measured(*[0.5] * 9).scaled(2.0).bound_s(is_saving=False) == 3.0
 

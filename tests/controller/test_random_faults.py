@@ -21,6 +21,7 @@ from elasticmoe.messages.events import (
     CheckpointSealed,
     CommandFailed,
     JobSubmitted,
+    JournalResumed,
     NodeLost,
     NodeUp,
     Reported,
@@ -217,6 +218,7 @@ events = st.one_of(
     st.builds(CheckpointAsked, times),
     st.builds(StopAsked, times, st.just("you")),
     st.builds(TermBegan, times, numbers, st.just("v")),
+    st.builds(JournalResumed, times, st.sampled_from([0.0, 5.0])),
     st.builds(TimePassed, times),
 )
 
