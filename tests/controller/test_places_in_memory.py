@@ -5,7 +5,7 @@ from fake_world import World, assert_sound, decisions
 from survival import rungs
 
 from elasticmoe.controller.avoided import limits
-from elasticmoe.controller.decisions import Drain, Form, Gather, Protect, Recover, Stay, Wait
+from elasticmoe.controller.decisions import Drain, Form, Gather, Protect, Stay, Wait
 from elasticmoe.controller.fitting import Crowded, overfull_nodes
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.state import Worker, WorkerStatus
@@ -73,24 +73,6 @@ def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_
     assert sizes(world)[-1] == {"a": 2, "b": 2}
     assert decisions(world, Wait) == []
     assert len(pauses(world)) <= 1
-    assert_sound(world)
-
-
-def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once() -> None:
-    job = small_job(workers={"replicas": 2, "min": 1, "settle_s": 0.2}, schedule={"steps": 60})
-    alone, both = needed(job, "a")["a"], needed(job, "ab")["a"]
-    assert alone < both
-    world = World(job=job, nodes={"a": 1}, small_nodes={"a": both - 1})
-    world.on_step[5] = lambda: world.add_node("b", 1)
-    world.submit()
-    world.run()
-
-    assert world.fired == ["add b"]
-    assert world.state.phase is Phase.DONE
-    assert pauses(world) == ["grow"]
-    assert sizes(world) == [{"a": 1}, {"a": 1}]
-    assert decisions(world, Form)[1].limits == (("a", 1), ("b", 0))
-    assert decisions(world, Recover) == []
     assert_sound(world)
 
 
