@@ -161,6 +161,8 @@ def free_places(state: JobState) -> dict[str, int]:
         name: max(node.capacity - len(there.get(name, ())), 0) for name, node in state.nodes.items()
     }
     for name, most in limits(state).items():
+        if name not in free:  # it was kept away from, and is gone: all others are as they were
+            continue
         free[name] = min(free[name], max(most - len(there.get(name, ())), 0))
     return {**free, **dict.fromkeys(avoided_nodes(state), 0)}
 

@@ -78,7 +78,7 @@ def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_
 
 def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> None:
     job = small_job(workers={"settle_s": 0.2}, schedule={"steps": 60})
-    world = World(job=job, memory_bytes=6300, small_nodes={"c": 1000})
+    world = World(job=job, memory_bytes=6700, small_nodes={"c": 1000})
     world.at_point("begun", 13, lambda _: world.lose_node("b"))
     world.on_step[20] = lambda: world.add_node("c", 1)
     world.submit()
