@@ -77,7 +77,11 @@ def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_
 
 
 def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once() -> None:
-    job = small_job(workers={"replicas": 2, "min": 1, "settle_s": 0.2}, schedule={"steps": 60})
+    job = small_job(
+        workers={"replicas": 2, "min": 1, "settle_s": 0.2},
+        schedule={"steps": 60},
+        protection={"snapshots": "copy"},  # on one node there are none
+    )
     alone, both = needed(job, "a")["a"], needed(job, "ab")["a"]
     assert alone < both
     world = World(job=job, nodes={"a": 1}, small_nodes={"a": both - 1})
@@ -96,7 +100,7 @@ def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once(
 
 def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> None:
     job = small_job(workers={"settle_s": 0.2}, schedule={"steps": 60})
-    world = World(job=job, memory_bytes=6300, small_nodes={"c": 1000})
+    world = World(job=job, memory_bytes=6700, small_nodes={"c": 1000})
     world.at_point("begun", 13, lambda _: world.lose_node("b"))
     world.on_step[20] = lambda: world.add_node("c", 1)
     world.submit()
