@@ -76,6 +76,28 @@ def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_
     assert_sound(world)
 
 
+def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once() -> None:
+    job = small_job(
+        workers={"replicas": 2, "min": 1, "settle_s": 0.2},
+        schedule={"steps": 60},
+        protection={"snapshots": "copy"},  # on one node there are none
+    )
+    alone, both = needed(job, "a")["a"], needed(job, "ab")["a"]
+    assert alone < both
+    world = World(job=job, nodes={"a": 1}, small_nodes={"a": both - 1})
+    world.on_step[5] = lambda: world.add_node("b", 1)
+    world.submit()
+    world.run()
+
+    assert world.fired == ["add b"]
+    assert world.state.phase is Phase.DONE
+    assert pauses(world) == ["grow"]
+    assert sizes(world) == [{"a": 1}, {"a": 1}]
+    assert decisions(world, Form)[1].limits == (("a", 1), ("b", 0))
+    assert decisions(world, Recover) == []
+    assert_sound(world)
+
+
 def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> None:
     job = small_job(workers={"settle_s": 0.2}, schedule={"steps": 60})
     world = World(job=job, memory_bytes=6700, small_nodes={"c": 1000})
