@@ -8,9 +8,9 @@ from elasticmoe.simulator.run import Outcome, simulate
 from elasticmoe.simulator.schedules import hostile_schedule
 
 NUM_SCHEDULES, PER_TEST = 500, 25
-BROKEN = (245, 271, 294, 319, 419, 496)
-"""Seeds in which nodes lack memory and the controller waits for ever or gives
-homes where there is no room. Each has to fail below: one that does not leaves this list."""
+FOUND = (507, 585, 643, 678, 685, 729, 733, 766, 781, 816, 905, 934, 947, 975)
+"""Seeds in which nodes lack memory: the controller paused its gang again and again, waited for ever
+beside an empty node, or gave homes where there was no room."""
 
 
 def _run(seed: int, workers: int | None = None, steps: int | None = None) -> Outcome:
@@ -24,7 +24,7 @@ def _run(seed: int, workers: int | None = None, steps: int | None = None) -> Out
 
 @pytest.mark.parametrize("first", range(0, NUM_SCHEDULES, PER_TEST))
 def test_random_faults_break_no_promise(first: int) -> None:
-    for seed in sorted({*range(first, first + PER_TEST)} - {*BROKEN}):
+    for seed in range(first, first + PER_TEST):
         outcome = _run(seed)
 
         again = f"elasticmoe simulate --schedules 1 --seed {seed}"
@@ -33,9 +33,8 @@ def test_random_faults_break_no_promise(first: int) -> None:
         assert outcome.state.phase is Phase.DONE, again
 
 
-@pytest.mark.xfail(strict=True, reason="memory that does not suffice is not handled well")
-@pytest.mark.parametrize("seed", BROKEN)
-def test_random_faults_break_no_promise_where_memory_is_scarce(seed: int) -> None:
+@pytest.mark.parametrize("seed", FOUND)
+def test_scarce_memory_leads_neither_to_circles_nor_to_an_endless_wait(seed: int) -> None:
     assert _run(seed).problems == ()
 
 

@@ -55,7 +55,6 @@ def texts(outcome: Outcome) -> list[str]:
 LOST = Fault("lose_node", 4.0, node="b")
 
 
-@pytest.mark.xfail(strict=True, reason="a small node with most of the state is never relieved")
 @pytest.mark.parametrize("capacity, share", [(2, 1.0), (4, 100.0)])
 def test_a_node_that_cannot_hold_the_job_alone_waits_for_another_one(
     capacity: int, share: float
