@@ -5,7 +5,7 @@ from fake_world import World, assert_sound, decisions
 from survival import rungs
 
 from elasticmoe.controller.avoided import limits
-from elasticmoe.controller.decisions import Drain, Form, Gather, Protect, Stay, Wait
+from elasticmoe.controller.decisions import Drain, Form, Gather, Protect, Recover, Stay, Wait
 from elasticmoe.controller.fitting import Crowded, overfull_nodes
 from elasticmoe.controller.phases import Phase
 from elasticmoe.controller.state import Worker, WorkerStatus
