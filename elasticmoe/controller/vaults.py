@@ -34,18 +34,19 @@ def with_report(state: JobState, owner: int, node: str, copies: Copies | None) -
     return state
 
 
-def reopened(state: JobState, step: int) -> JobState:
+def reopened(state: JobState, step: int, *, in_step: bool = True) -> JobState:
     """Let the step be decided anew if the generation has trained before all its members were
     heard: then all of them have joined it, and what was before is history.
 
     Args:
         step: a step that was at least prepared in the current generation.
+        in_step: whether the generation was in the middle of one.
     """
     settled_step = state.settled_step
     unheard = settled_step is not None and state.generation > state.settled_in
     if not unheard or settled_step is None or step <= settled_step:
         return state
-    outage = replace(state.outage, in_step=True) if state.outage else None
+    outage = replace(state.outage, in_step=in_step) if state.outage else None
     return replace(state, settled_step=None, memory_since=state.generation, outage=outage)
 
 
@@ -87,7 +88,8 @@ def with_ended(state: JobState, numbers: Iterable[int]) -> JobState:
                 units.setdefault(position, []).append(unit)
         state = replace(state, homed=NumberMap({at: tuple(held) for at, held in units.items()}))
     reports = [(worker.number, KnownVault(worker.node, _at_end(state, worker))) for worker in ended]
-    return replace(state, vaults=state.vaults.with_items(reports))
+    state = replace(state, vaults=state.vaults.with_items(reports))
+    return reopened(state, max(state.ended[worker.number] for worker in ended), in_step=False)
 
 
 def with_snapshots(state: JobState, report: GangEnded) -> JobState:
