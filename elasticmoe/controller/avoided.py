@@ -94,5 +94,14 @@ def num_staying(state: JobState) -> int:
     return living - sum(worker.node not in avoided for worker in surplus(state))
 
 
+def num_wanted(state: JobState) -> int:
+    """Workers to have, if there is room: `workers.replicas`; up to `workers.max` if so many are
+    there and some node has too little memory for its share: then others take a part of it."""
+    workers = state.spec.workers
+    if num_staying(state) < workers.replicas or not limits(state):
+        return workers.replicas
+    return workers.max
+
+
 def _used_nodes(state: JobState) -> frozenset[str]:
     return frozenset(state.nodes) - shunned_nodes(state)

@@ -7,6 +7,7 @@ from elasticmoe.controller.avoided import (
     limits,
     next_end_s,
     num_staying,
+    num_wanted,
     with_limits,
 )
 from elasticmoe.controller.casualties import (
@@ -200,7 +201,7 @@ def plan_hires(state: JobState, count: int) -> tuple[tuple[int, str], ...]:
 
 def decide_gather(state: JobState, reason: str) -> Gather:
     """Have as many workers as are wanted and fit."""
-    target = min(state.spec.workers.replicas, room(state))
+    target = min(num_wanted(state), room(state))
     missing = target - num_staying(state)
     return Gather(state.now_s, target, plan_hires(state, missing), reason)
 
@@ -214,7 +215,7 @@ def decide_waiting(state: JobState) -> Gather | Fence | Stop | LookAgain | None:
         return silent
     workers = state.spec.workers
     fitting = room(state)
-    if limits(state) and min(fitting, workers.replicas) <= num_staying(state):  # they do not fit
+    if limits(state) and min(fitting, num_wanted(state)) <= num_staying(state):  # they do not fit
         end_s = next_end_s(state)
         return None if end_s is None else LookAgain(end_s)
     if fitting >= workers.replicas:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from elasticmoe.controller.avoided import avoided_nodes, num_staying, surplus
+from elasticmoe.controller.avoided import avoided_nodes, limits, num_staying, surplus
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.decisions import (
@@ -171,7 +171,8 @@ def _ready(state: JobState, *, everybody: bool = False) -> tuple[Worker, ...]:
         everybody: also on nodes that the job keeps away from, and beyond the limits.
     """
     avoided = frozenset() if everybody else avoided_nodes(state)
-    waiting, wanted = having(state, WorkerStatus.IDLE), state.spec.workers.replicas
+    waiting, workers = having(state, WorkerStatus.IDLE), state.spec.workers
+    wanted = workers.max if limits(state) else max(workers.replicas, len(state.members))
     beyond = set() if everybody else {worker.number for worker in surplus(state)}
     ready = tuple(
         worker for worker in waiting if worker.node not in avoided and worker.number not in beyond

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from elasticmoe.controller.avoided import num_staying, with_limits
+from elasticmoe.controller.avoided import num_staying, num_wanted, with_limits
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
@@ -111,7 +111,7 @@ def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
         return decide_starting(state)
     limited = with_limits(state, crowded.first_limits)
     fitting = room(limited)
-    if min(fitting, state.spec.workers.replicas) > num_staying(limited):
+    if min(fitting, num_wanted(limited)) > num_staying(limited):
         gather = decide_gather(limited, missing(limited, fitting))
         return replace(gather, limits=tuple(sorted(crowded.first_limits.items())))
     limited = with_limits(state, crowded.limits)
@@ -212,7 +212,7 @@ def reconsider(state: JobState, rung: Rung, why: str) -> Recover | Wait | GiveUp
 
 def missing(state: JobState, fitting: int) -> str:
     """Why more workers are started, as a sentence's part."""
-    wanted = state.spec.workers.replicas
+    wanted = num_wanted(state)
     target = min(wanted, fitting)
     missing = target - num_staying(state)
     fewer = f", room for no more of the {wanted} wanted" if target < wanted else ""

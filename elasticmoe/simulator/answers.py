@@ -8,7 +8,7 @@ from elasticmoe.controller.pace import FEWEST_INTERVALS, FIRST_FACTOR
 from elasticmoe.controller.state import UNMEASURED_BOUND_S
 from elasticmoe.simulator.faults import Fired
 from elasticmoe.simulator.gang import Gang
-from elasticmoe.simulator.nodes import Node
+from elasticmoe.simulator.nodes import Node, Process
 from elasticmoe.simulator.training import process_of
 from elasticmoe.simulator.world import LateLoss, World
 
@@ -119,7 +119,8 @@ class Answers:
             case "stall":
                 return self._stall_s(world, gang) if gang.trains else None
             case "lose_node" | "vanish_node" | "lose_domain" | "agent":
-                return LATEST_LOSS * costs.node_lost_s if self._has_lost(world, gang) else None
+                is_hit = None in self._processes(world, gang)  # a node without members is no loss
+                return LATEST_LOSS * costs.node_lost_s if is_hit else None
             case _:
                 return None
 
@@ -127,8 +128,10 @@ class Answers:
         """Whether somebody has left, in whatever way, or will never come."""
         if gang.left:
             return True
-        members = (process_of(world, gang, member) for member in range(len(gang.workers)))
-        return any(process is None or process.hung for process in members)
+        return any(one is None or one.hung for one in self._processes(world, gang))
+
+    def _processes(self, world: World, gang: Gang) -> list[Process | None]:
+        return [process_of(world, gang, member) for member in range(len(gang.workers))]
 
     def _stall_s(self, world: World, gang: Gang) -> float:
         """The stall bound comes from measured steps: the brain knows none before it has seen some,

@@ -8,7 +8,29 @@ from elasticmoe.simulator.run import Outcome, simulate
 from elasticmoe.simulator.schedules import hostile_schedule
 
 NUM_SCHEDULES, PER_TEST = 500, 25
-FOUND = (507, 585, 643, 678, 685, 729, 733, 766, 781, 816, 905, 934, 947, 975)
+FOUND = (
+    507,
+    585,
+    643,
+    678,
+    685,
+    729,
+    733,
+    766,
+    781,
+    816,
+    905,
+    934,
+    947,
+    975,
+    583,
+    1289,
+    1438,
+    1575,
+    2776,
+    3269,
+    5067,
+)
 """Seeds in which nodes lack memory: the controller paused its gang again and again, waited for ever
 beside an empty node, or gave homes where there was no room."""
 
