@@ -360,7 +360,7 @@ def test_a_controller_that_is_killed_while_its_journal_is_full_is_waited_for(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "journal").symlink_to(small_disk)
-    patience_s = 8.0  # Ray must have started another process by then
+    patience_s = 15.0  # Ray must have started another process by then
     handle = submit(tiny_job(tmp_path / "run", steps=300), entry=FAKE, patience_s=patience_s)
     Follower(handle).until_step(3)
     workers = processes.workers()
