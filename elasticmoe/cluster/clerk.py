@@ -106,7 +106,8 @@ def check_memory(job: JobSpec, inventory: Inventory, nodes: list[dict[str, Any]]
     use = plan_memory(job, inventory, plan)
     needed = host_bytes(plan, use, homes_on_host=on_cpu, device_is_host=on_cpu)
     overfull = find_overfull(needed, {node["node"]: node["memory_bytes"] for node in nodes})
-    for worst in overfull[:1]:
+    if overfull:
+        worst = overfull[0]
         raise PlanError(
             f"node {worst.node} has {worst.there_bytes:,} bytes of memory left, the plan for "
             f"{len(members)} workers puts {worst.needed_bytes:,} there. Add nodes, lower "

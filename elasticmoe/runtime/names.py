@@ -9,13 +9,18 @@ processes inherit that. So one lookup is made to fail.
 """
 
 import ctypes
+import os
 import threading
+import time
+from datetime import timedelta
 from typing import Final
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 UNNAMED_HOST: Final = "127.99.99.99"
 """This host, by an address of which no file knows a name."""
+PATIENCE: Final = timedelta(seconds=2)
+"""Whoever forks waits for it; the lookup comes before the connection."""
 
 
 def look_up_no_names() -> None:
@@ -23,9 +28,17 @@ def look_up_no_names() -> None:
 
     Other lookups work as before. Prints torch's warning that a host name cannot be retrieved.
     """
+    before = _num_threads()
     thread = threading.Thread(target=_fail_to_look_up)
     thread.start()
     thread.join()
+    deadline_s = time.monotonic() + PATIENCE.total_seconds()
+    while _num_threads() > before and time.monotonic() < deadline_s:
+        time.sleep(0.001)  # a fork beside a thread that is about to end would not be safe
+
+
+def _num_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def _fail_to_look_up() -> None:
@@ -34,4 +47,4 @@ def _fail_to_look_up() -> None:
     libc.__res_init()
     libc.__res_state.restype = ctypes.POINTER(ctypes.c_int)  # retrans, retry, ...
     libc.__res_state()[1] = 0
-    TCPStore(UNNAMED_HOST, 0, None, is_master=True, wait_for_workers=False)
+    TCPStore(UNNAMED_HOST, 0, None, is_master=True, timeout=PATIENCE, wait_for_workers=False)

@@ -132,6 +132,16 @@ def test_what_a_disk_refuses_only_when_it_is_synced_is_written_anew(
     assert read_journal(tmp_path / "journal") == RECORDS
 
 
+def begin_a_term(tmp_path: Path) -> tuple[list[FileJournal], threading.Thread]:
+    """Claim the next term on a thread; it is in the list once it has begun."""
+    begun: list[FileJournal] = []
+    beginning = threading.Thread(
+        target=lambda: begun.append(FileJournal(tmp_path / "journal", "run"))
+    )
+    beginning.start()
+    return begun, beginning
+
+
 def test_a_controller_of_a_run_that_goes_on_waits_for_room_to_begin_its_term(
     tmp_path: Path, disk: Disk
 ) -> None:
@@ -140,11 +150,7 @@ def test_a_controller_of_a_run_that_goes_on_waits_for_room_to_begin_its_term(
     first.sync()
     first.close()
     disk.code = errno.ENOSPC
-    begun: list[FileJournal] = []
-    beginning = threading.Thread(
-        target=lambda: begun.append(FileJournal(tmp_path / "journal", "run"))
-    )
-    beginning.start()
+    begun, beginning = begin_a_term(tmp_path)
     assert disk.refused.wait(10)
     disk.refused.clear()
     assert disk.refused.wait(10)  # it has tried again, and waits
@@ -171,11 +177,7 @@ def test_a_new_run_is_refused_at_once_where_there_is_no_room(tmp_path: Path, dis
 def test_a_term_that_began_after_the_next_one_does_not_count(tmp_path: Path, disk: Disk) -> None:
     FileJournal(tmp_path / "journal", "run").append(RECORDS[0])
     disk.code = errno.ENOSPC
-    begun: list[FileJournal] = []
-    beginning = threading.Thread(
-        target=lambda: begun.append(FileJournal(tmp_path / "journal", "run"))
-    )
-    beginning.start()
+    begun, beginning = begin_a_term(tmp_path)
     assert disk.refused.wait(10)
     third = tmp_path / "journal" / "00000003"
     third.write_bytes(

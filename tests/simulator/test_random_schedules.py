@@ -9,28 +9,9 @@ from elasticmoe.simulator.schedules import hostile_schedule
 
 NUM_SCHEDULES, PER_TEST = 500, 25
 FOUND = (
-    507,
-    585,
-    643,
-    678,
-    685,
-    729,
-    733,
-    766,
-    781,
-    816,
-    905,
-    934,
-    947,
-    975,
-    583,
-    1289,
-    1438,
-    1575,
-    2776,
-    3269,
-    5067,
-)
+    507, 585, 643, 678, 685, 729, 733, 766, 781, 816, 905, 934, 947, 975,
+    583, 1289, 1438, 1575, 2776, 3269, 5067,
+)  # fmt: skip
 """Seeds in which nodes lack memory: the controller paused its gang again and again, waited for ever
 beside an empty node, or gave homes where there was no room."""
 
