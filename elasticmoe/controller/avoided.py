@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from elasticmoe.controller.changing import replace
-from elasticmoe.controller.state import LIVING, JobState, Limits, Worker
+from elasticmoe.controller.state import LIVING, JobState, Limits, Worker, having
 
 LEFT_S = 60.0
 """A node that is still there so long after its deadline was not taken away: it is used again."""
@@ -92,6 +92,13 @@ def num_staying(state: JobState) -> int:
         there = (state.workers[number] for number in state.workers.on_node(name))
         living -= sum(worker.status in LIVING for worker in there)
     return living - sum(worker.node not in avoided for worker in surplus(state))
+
+
+def staying(state: JobState) -> tuple[Worker, ...]:
+    """Living workers on nodes that are not avoided, within the limits, ascending."""
+    avoided, beyond = avoided_nodes(state), {worker.number for worker in surplus(state)}
+    living = having(state, *LIVING)
+    return tuple(one for one in living if one.node not in avoided and one.number not in beyond)
 
 
 def num_wanted(state: JobState) -> int:

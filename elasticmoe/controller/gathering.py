@@ -1,5 +1,6 @@
 """Who is in the next generation, and from where it starts."""
 
+from functools import partial
 from typing import Final
 
 from elasticmoe.controller.avoided import avoided_nodes, limits, num_staying, surplus
@@ -24,6 +25,7 @@ from elasticmoe.controller.layouts import (
     lacks_memory,
     missing,
     orphaned_nodes,
+    place_of,
     reconsider,
 )
 from elasticmoe.controller.recovery import decide_recovery
@@ -178,9 +180,7 @@ def _ready(state: JobState, *, everybody: bool = False) -> tuple[Worker, ...]:
         worker for worker in waiting if worker.node not in avoided and worker.number not in beyond
     )
 
-    def place(worker: Worker) -> tuple[str, str, int]:
-        return state.nodes[worker.node].domain, worker.node, worker.number
-
+    place = partial(place_of, state)
     if len(ready) > wanted:
         orphaned = orphaned_nodes(state)
 

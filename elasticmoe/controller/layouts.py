@@ -1,9 +1,10 @@
 """The layout of the next generation: as before, or one that there is memory for."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from elasticmoe.controller.avoided import num_staying, num_wanted, with_limits
+from elasticmoe.controller.avoided import num_staying, num_wanted, staying, with_limits
 from elasticmoe.controller.capacity import decide_gather, decide_starting, room
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import (
@@ -109,15 +110,33 @@ def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
     """Start more workers where there may be memory for them, else the ladder decides."""
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
-    limited = with_limits(state, crowded.first_limits)
-    fitting = room(limited)
-    if min(fitting, num_wanted(limited)) > num_staying(limited):
-        gather = decide_gather(limited, missing(limited, fitting))
-        return replace(gather, limits=tuple(sorted(crowded.first_limits.items())))
+    gather = _gather_fitting(state, crowded.first_limits)
+    if gather is not None:
+        return gather
     limited = with_limits(state, crowded.limits)
     decision = decide_recovery(survey(limited, crowded=crowded.node))
     limits = tuple(sorted(crowded.limits.items()))
     return replace(decision, limits=limits) if isinstance(decision, Wait) else decision
+
+
+def _gather_fitting(state: JobState, limits: dict[str, int]) -> Gather | None:
+    """More workers, where there is memory for all of them in a layout made afresh: nobody is
+    started to find that out. None: there is not."""
+    assert state.job is not None, "no job was submitted"
+    while True:
+        limited = with_limits(state, limits)
+        fitting = room(limited)
+        if min(fitting, num_wanted(limited)) <= num_staying(limited):
+            return None
+        gather = decide_gather(limited, missing(limited, fitting))
+        hired = [Worker(*hire, WorkerStatus.STARTING, state.now_s) for hire in gather.hires]
+        there = sorted((*staying(limited), *hired), key=partial(place_of, state))
+        members = tuple(_member(state, worker) for worker in there)
+        overfull = overfull_nodes(state, make_plan(state.job.spec, state.job.inventory, members))
+        if not overfull:
+            return replace(gather, limits=tuple(sorted(limits.items())))
+        tried = Counter(member.node for member in members)
+        limits = limits | {one.node: tried[one.node] - 1 for one in overfull}
 
 
 def _spare(
@@ -228,9 +247,14 @@ def orphaned_nodes(state: JobState) -> set[str]:
     }
 
 
+def place_of(state: JobState, worker: Worker) -> tuple[str, str, int]:
+    """Sorts workers as a layout takes them: those of one node follow each other."""
+    return state.nodes[worker.node].domain, worker.node, worker.number
+
+
 def _members(state: JobState, workers: tuple[int, ...]) -> tuple[Member, ...]:
-    nodes = [state.workers[number].node for number in workers]
-    return tuple(
-        Member(number, node, state.nodes[node].domain)
-        for number, node in zip(workers, nodes, strict=True)
-    )
+    return tuple(_member(state, state.workers[number]) for number in workers)
+
+
+def _member(state: JobState, worker: Worker) -> Member:
+    return Member(worker.number, worker.node, state.nodes[worker.node].domain)

@@ -3,7 +3,6 @@
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.decisions import Protect
 from elasticmoe.controller.number_map import NumberMap
-from elasticmoe.controller.record import Progress
 from elasticmoe.controller.state import JobState, Outcome, counted
 from elasticmoe.controller.wording import plural
 from elasticmoe.messages.commands import InstructGang
@@ -54,11 +53,15 @@ def protect_commands(state: JobState) -> tuple[InstructGang, ...]:
     return (InstructGang(decision.generation, decision.number, "protect", decision.plan),)
 
 
-def protected(state: JobState, entry: Progress) -> JobState:
-    """Note that the gang has gone over to the plan with all homes, if it has."""
-    if state.protect is None or entry.instructed < state.protect.number:
+def protected(state: JobState, instructed: int, at_s: float) -> JobState:
+    """Note that the gang has gone over to the plan with all homes, if it has.
+
+    Args:
+        instructed: the newest command that took effect.
+        at_s: when that was heard.
+    """
+    if state.protect is None or instructed < state.protect.number:
         return state
-    at_s = entry.arrivals[0] if entry.arrivals else entry.at_s
     plan = Plan.from_json(state.protect.plan)
     return replace(no_longer_exposed(state, at_s), plan=plan, homed=NumberMap(), protect=None)
 

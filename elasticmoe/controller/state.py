@@ -41,6 +41,9 @@ RECALL_PATIENCE_S: Final = 60.0
 """The same from memory: nothing is read from disk."""
 UNMEASURED_BOUND_S: Final = 600.0
 """From one step to the next as long as nothing comparable was measured; else `Pace.bound_s`."""
+UNHEARD_PATIENCE_S: Final = 5.0
+"""A gang that was told to end may have done so while there was no controller: by then agents have
+said again what nobody heard."""
 DRAIN_PATIENCE_S: Final = 600.0
 """From the order to end the gang to the seal of its last checkpoint."""
 MAX_BACKOFF_S: Final = 60.0

@@ -33,6 +33,7 @@ from elasticmoe.controller.snapshots import decide_snapshot, look_for_snapshot, 
 from elasticmoe.controller.state import (
     DRAIN_PATIENCE_S,
     SETTLE_S,
+    UNHEARD_PATIENCE_S,
     UNMEASURED_BOUND_S,
     JobState,
     Outcome,
@@ -57,7 +58,9 @@ def progress(state: JobState, entry: Progress) -> Outcome:
     state = counted(state, stale=count - new, steps_reported=new)
     if not new:
         return state, ()
-    state = reopened(snapshot_taken(protected(state, entry), entry), entry.last_step)
+    began_s = entry.arrivals[0] if entry.arrivals else entry.at_s
+    state = protected(state, entry.instructed, began_s)
+    state = reopened(snapshot_taken(state, entry), entry.last_step)
     pace = _paced(state, entry, new)
     state = replace(
         state,
@@ -112,7 +115,11 @@ def look_for_stall(state: JobState) -> LookAgain | None:
         return None
     step, pace = state.committed_step + 1, state.pace
     bound_s = pace.bound_s(is_saving=_is_saving(state, step, pace.eventful_step))
-    return LookAgain(pace.last_s + (UNMEASURED_BOUND_S if bound_s is None else bound_s))
+    late_s = pace.last_s + (UNMEASURED_BOUND_S if bound_s is None else bound_s)
+    drain = state.drain
+    if drain is not None and drain.at_s < state.since_s and pace.last_s <= state.since_s:
+        late_s = max(late_s, state.since_s + UNHEARD_PATIENCE_S)
+    return LookAgain(late_s)
 
 
 def next_look(state: JobState) -> LookAgain | None:
@@ -122,15 +129,11 @@ def next_look(state: JobState) -> LookAgain | None:
 
 
 def _takes_steps(state: JobState) -> bool:
-    """Whether another step must come: also while draining, until the gang has come to its end.
-
-    After a controller's restart it may have come to its end unheard: a step must be heard first.
-    """
+    """Whether another step must come: also while draining, until the gang has come to its end."""
     if state.committed_step >= state.spec.schedule.steps:
         return False
     if state.phase is Phase.DRAINING and state.drain is not None:
-        unheard = state.drain.at_s < state.since_s and state.pace.last_s <= state.since_s
-        return state.instructed < state.drain.number and not state.ended and not unheard
+        return state.instructed < state.drain.number and not state.ended
     return state.phase is Phase.TRAINING
 
 
@@ -168,7 +171,7 @@ def gang_ended(state: JobState, report: GangEnded) -> Outcome:
     if report.worker not in state.positions:
         return ignored(state)
     state = replace(state, ended=state.ended.with_item(report.worker, report.step))
-    state = with_snapshots(state, report)
+    state = with_snapshots(protected(state, report.instructed, state.now_s), report)
     worker = state.workers.get(report.worker)
     if worker is not None and worker.status is WorkerStatus.BUSY:
         state = with_status(state, (report.worker,), WorkerStatus.IDLE)

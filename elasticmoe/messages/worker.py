@@ -244,6 +244,8 @@ class GangEnded:
     step: int
     snapshots: tuple[SnapshotCopies, ...] = ()
     """As in `Copies`; all else that is in its vault, the step and the plan say."""
+    instructed: int = 0
+    """As in `StepDone`: tells which plan; the reports of the last steps may be lost."""
 
 
 WorkerCommand = FormGang | BreakGang | Instruct

@@ -220,13 +220,14 @@ class Service:
         formed = GangFormed(form.generation, self._worker, gang.progress.step + 1, gang.seconds)
         self._mailbox.send(formed)
         try:
-            if not self._train(gang, form):  # in a pause the writing goes on
+            pauses, instructed = self._train(gang, form)
+            if not pauses:  # in a pause the writing goes on
                 self._writer.wait(gang.groups.over)
         finally:
             gang.groups.close()
         snapshots = read_snapshots(gang.homes.vault)
         step = gang.progress.step
-        self._mailbox.send(GangEnded(form.generation, self._worker, step, snapshots))
+        self._mailbox.send(GangEnded(form.generation, self._worker, step, snapshots, instructed))
 
     def _join(self, form: FormGang, current: Current) -> Gang:
         self._adopted = []  # by a generation that never formed: memory that may be needed now
@@ -277,9 +278,13 @@ class Service:
         phase, collective = (pulse.phase, pulse.collective) if pulse else ("", 0)
         return read_copies(vault, self._worker, is_alive=True, phase=phase, collective=collective)
 
-    def _train(self, gang: Gang, form: FormGang) -> bool:
-        """Take steps until the schedule ends, or a stop or a pause takes effect: true if it is a
-        pause, which leaves everything in memory and saves nothing."""
+    def _train(self, gang: Gang, form: FormGang) -> tuple[bool, int]:
+        """Take steps until the schedule ends, or a stop or a pause takes effect.
+
+        Returns:
+            Whether it is a pause, which leaves everything in memory and saves nothing; the newest
+            command that took effect.
+        """
         job, settled = gang.job, form.first_command - 1
         first_step, snapshot_s, guard = gang.progress.step, 0.0, Guard()
         interval = job.protection.hash_interval_steps
@@ -315,9 +320,9 @@ class Service:
             if pauses:
                 gang.groups.world.barrier()  # nobody hangs up on a peer that still listens
             if last or pauses:
-                return pauses
+                return pauses, settled
             guard.note(gang, done.result)
-        return False
+        return False, settled
 
 
 def _step_report(gang: Gang, generation: int, done: CommittedStep, settled: int) -> StepDone:

@@ -48,6 +48,8 @@ class Checker:
         """Generation -> committed steps that it was to go on from."""
         self._newest = 0
         """Newest generation that was opened."""
+        self._trained = 0
+        """Newest one that was told to train."""
         self._kept = 0
         """Version that must never be lost on this timeline."""
         self._kept_timeline = 0
@@ -222,7 +224,8 @@ class Checker:
                 self.answers.answered(form.generation - 1)
             case Break() as broken:
                 self.answers.answered(broken.generation)
-            case Train():
+            case Train() as train:
+                self._trained = train.generation
                 self._check_exposure()
             case Recover(rung="snapshot" | "checkpoint", redo_steps=redo) as recover if redo:
                 self._check_need(recover)
@@ -285,13 +288,18 @@ class Checker:
         return ""
 
     def _is_needless(self, world: World) -> bool:
-        """Whether the vaults that are left hold the whole state."""
+        """Whether the vaults that are left hold the whole state.
+
+        Those of who left before the last gang trained do not count: it may have committed more, and
+        nobody else knows.
+        """
         copies = [
             found
             for node in world.nodes.values()
             if node.reachable
             for worker, vault in node.vaults.items()
             if (found := vault.copies(worker, world.lineage)) is not None
+            and found.generation >= self._trained
         ]
         settled = settle_step(copies, self._reported_step)
         if settled is None:

@@ -205,6 +205,8 @@ def _moved(world: World, gang: Gang) -> None:
         process = process_of(world, gang, member)
         assert process is not None, "nobody has left"
         assert process.vault is not None, "whoever has arrived has a vault"
+        if gang.memory is None:
+            process.vault.clear()
         process.vault.join(gang.generation)
         gang.uniform(member, process.vault)
         process.step = gang.step

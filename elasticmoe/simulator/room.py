@@ -30,6 +30,9 @@ PATIENCE_S: Final = 20.0
 """From room that suffices to a gang that trains: settling, stuck workers and starts included."""
 MARGIN: Final = 1.2
 """A node that has so many times what the whole job needs has room for any share of it."""
+SPREAD_MARGIN: Final = 1.1
+"""Shares differ, and nobody looks for the best node for each: so much more than its share in one
+layout each node must have before there is room in every sense."""
 LOOK_S: Final = 0.5
 """Between two looks at all nodes."""
 
@@ -163,7 +166,8 @@ class Room:
         if self._from_memory or sum(node.capacity for node in there) < workers.replicas:
             return ""
         needed = spread_bytes(world.job, world.inventory, there)
-        if not find_overfull(needed, {node.name: node.memory_bytes for node in there}):
+        ample = {node.name: int(node.memory_bytes / SPREAD_MARGIN) for node in there}
+        if not find_overfull(needed, ample):
             return f"{workers.replicas} workers fit on {len(there)} nodes if they are spread"
         return ""
 

@@ -231,4 +231,4 @@ def _gang_ended(world: World, gang: Gang, process: Process, step: int) -> GangEn
     vault = process.vault
     copies = vault.copies(process.number, world.lineage) if vault is not None else None
     snapshots = copies.snapshots if copies is not None else ()
-    return GangEnded(gang.generation, process.number, step, snapshots)
+    return GangEnded(gang.generation, process.number, step, snapshots, gang.instructed)
