@@ -110,27 +110,28 @@ def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
     """Start more workers where there may be memory for them, else the ladder decides."""
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
-    gather = _gather_fitting(state, crowded.first_limits)
-    if gather is not None:
-        return gather
+    afresh = _fit_afresh(state, crowded.first_limits)
+    if afresh is not None and afresh.hires:
+        return afresh
     limited = with_limits(state, crowded.limits)
-    decision = decide_recovery(survey(limited, crowded=crowded.node))
+    damage = survey(limited, crowded=crowded.node)
+    decision = decide_recovery(replace(damage, fits_afresh=afresh is not None))
     limits = tuple(sorted(crowded.limits.items()))
     return replace(decision, limits=limits) if isinstance(decision, Wait) else decision
 
 
-def _gather_fitting(state: JobState, limits: dict[str, int]) -> Gather | None:
-    """More workers, where there is memory for all of them in a layout made afresh: nobody is
-    started to find that out. None: there is not."""
+def _fit_afresh(state: JobState, limits: dict[str, int]) -> Gather | None:
+    """The workers that would be there, and those to be started for that, if a layout made afresh,
+    without regard to what is in whose memory, is to fit: nobody is started to find that out. None:
+    there is no such layout."""
     assert state.job is not None, "no job was submitted"
     while True:
         limited = with_limits(state, limits)
-        fitting = room(limited)
-        if min(fitting, num_wanted(limited)) <= num_staying(limited):
-            return None
-        gather = decide_gather(limited, missing(limited, fitting))
+        gather = decide_gather(limited, missing(limited, room(limited)))
         hired = [Worker(*hire, WorkerStatus.STARTING, state.now_s) for hire in gather.hires]
         there = sorted((*staying(limited), *hired), key=partial(place_of, state))
+        if len(there) < state.spec.workers.min:
+            return None
         members = tuple(_member(state, worker) for worker in there)
         overfull = overfull_nodes(state, make_plan(state.job.spec, state.job.inventory, members))
         if not overfull:

@@ -15,7 +15,7 @@ busy processes it took up to six times as long as any first step before it."""
 NUM_INTERVALS: Final = 50
 """Of so many steps the 99th percentile is the slowest."""
 FEWEST_INTERVALS: Final = 5
-"""With fewer nothing is known yet."""
+"""With fewer next to nothing is known yet: `FIRST_FACTOR` holds."""
 SHORTEST_PATIENCE_S: Final = 1.0
 
 
@@ -77,13 +77,14 @@ class Pace:
         Returns:
             Seconds; none as long as nothing comparable was measured.
         """
-        if len(self.intervals) < FEWEST_INTERVALS:
+        if not self.intervals:
             return None
-        slowest_s, factor = max(self.intervals), FACTOR
+        is_new = self.is_first or len(self.intervals) < FEWEST_INTERVALS
+        slowest_s, factor = max(self.intervals), FIRST_FACTOR if is_new else FACTOR
         if self.is_first:
             if not self.slowest_first_s:
                 return None
-            slowest_s, factor = max(slowest_s, self.slowest_first_s), FIRST_FACTOR
+            slowest_s = max(slowest_s, self.slowest_first_s)
         if is_saving:
             if not self.slowest_saving_s:
                 return None

@@ -78,6 +78,9 @@ class Damage:
     crowded: Overfull | None = None
     """A node with too little memory for any layout of what is left; none: one fits, or has not been
     made yet. One that has trained fits."""
+    fits_afresh: bool = False
+    """Whether one would that takes nothing from memory: on nodes that are larger than those which
+    have the state and cannot hold as much beside what they are to give away."""
 
 
 def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
@@ -88,7 +91,7 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     from memory where every unit has a copy, else from the newest checkpoint; with replacements
     where there is room, on fewer workers where not: nobody waits for a spare. Where what is left
     cannot hold the model there is nothing but to wait: a lower rung would give up steps and need
-    as much memory.
+    as much memory; unless other nodes have that.
     """
     if damage.repeated is not None:
         return _give_up_repeated(damage, damage.repeated)
@@ -98,7 +101,8 @@ def decide_recovery(damage: Damage) -> Recover | Wait | GiveUp:
     for rung, refuse in LADDER:
         refusal = _left_out(damage, rung) or refuse(damage)
         if not refusal:
-            lacks_room = _too_few(damage) or damage.crowded is not None
+            lacks_memory = damage.crowded is not None and not damage.fits_afresh
+            lacks_room = _too_few(damage) or lacks_memory
             if lacks_room and rung in ("failover", "snapshot", "checkpoint"):
                 return _wait(damage, rung)
             return _recover(damage, rung, tuple(passed_over))
@@ -156,7 +160,13 @@ def _refuse_replace(damage: Damage) -> str:
 
 
 def _refuse_failover(damage: Damage) -> str:
-    return _refuse_memory(damage) or damage.survivors_shortage
+    return _refuse_memory(damage) or damage.survivors_shortage or _refuse_crowded(damage)
+
+
+def _refuse_crowded(damage: Damage) -> str:
+    if damage.crowded is None or not damage.fits_afresh:
+        return ""
+    return in_words(damage.crowded)
 
 
 def _refuse_snapshot(damage: Damage) -> str:
@@ -165,7 +175,7 @@ def _refuse_snapshot(damage: Damage) -> str:
         return "no snapshot is whole in memory"
     if damage.newest is not None and damage.newest.step >= step:
         return f"the checkpoint of step {damage.newest.step} is as new"
-    return _refuse_tired(damage)
+    return _refuse_tired(damage) or _refuse_crowded(damage)
 
 
 def _refuse_checkpoint(damage: Damage) -> str:

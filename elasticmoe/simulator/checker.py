@@ -5,6 +5,7 @@ The brain's own state is not believed: it is what could be wrong.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from elasticmoe.controller.copies import find_sources, has_progress, settle_step
 from elasticmoe.controller.decisions import Break, Form, Recover, Train
@@ -18,6 +19,10 @@ from elasticmoe.simulator.nodes import Node
 from elasticmoe.simulator.room import Room
 from elasticmoe.simulator.snapshots import is_whole
 from elasticmoe.simulator.world import LateLoss, World
+
+
+OVERFULL: Final = "would need"
+"""In the reasons against a rung: what is in memory is there, and cannot be moved for lack of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +264,9 @@ class Checker:
         """Steps are given up: was there no way to keep them, or more of them?"""
         world = self.world
         assert world is not None, "a world is watched"
-        if world.gang is None or world.job.protection.skip_rungs:
+        is_small = any(node.memory_bytes for node in world.nodes.values() if node.vaults)
+        crowded = is_small and any(OVERFULL in why for why in recover.passed_over)
+        if world.gang is None or world.job.protection.skip_rungs or crowded:
             return
         spared = "every unit is" if self._is_needless(world) else ""
         if not spared and recover.rung == "checkpoint":
