@@ -41,7 +41,7 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
     steps = [step for vault in known for step, _ in vault.whole if step >= _oldest(vault)]
     if not steps:
         return None
-    newest = max([*steps, *(max(vault.voted, vault.step) for vault in known), committed_step])
+    newest = max([*steps, *map(newest_step, known), committed_step])
     behind = any(vault.torn or 0 <= vault.step < newest for vault in known)
     if behind or newest - 1 in steps or newest not in steps:
         return Settled(newest, True, f"step {newest} had begun to be applied")
@@ -50,6 +50,12 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
             reason = f"worker {vault.worker} was not prepared for step {newest + 1}"
             return Settled(newest, False, reason)
     return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}")
+
+
+def newest_step(vault: Copies) -> int:
+    """The newest step that a vault proves committed."""
+    whole = (step for step, _ in vault.whole)
+    return max([vault.voted, vault.step, *whole])
 
 
 def suppliable(vault: Copies, step: int) -> Iterator[tuple[int, ...]]:

@@ -47,7 +47,7 @@ from elasticmoe.controller.state import (
     having,
     with_status,
 )
-from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
+from elasticmoe.controller.vaults import given_up, known_step, settled, shortage, with_ended
 from elasticmoe.controller.wording import described, is_cause, workers_named
 from elasticmoe.messages.commands import BreakGeneration, Command
 from elasticmoe.messages.worker import STEPS_SKIPPED
@@ -127,7 +127,7 @@ def survey(
         free_places=sum(free_places(state).values()),
         wanted=workers.replicas,
         minimum=workers.min,
-        committed_step=state.committed_step,
+        committed_step=known_step(state),
         newest=usable[-1] if usable else None,
         refused=refused,
         ever_saved=state.ever_saved,
@@ -264,16 +264,16 @@ def _answered(
     state = suspected(state, decision.evidence)
     first = _first_error(decision.evidence) if decision.evidence else None
     commands: tuple[Command, ...] = ()
-    if from_memory:  # a snapshot is behind what is committed until a generation goes back to it
-        committed = max(state.committed_step, decision.step)
-        high = max(state.high_step, decision.step)
+    # what is given up counts as committed until a generation goes back behind it
+    committed = max(state.committed_step, decision.step + decision.redo_steps)
+    high = max(state.high_step, decision.step)
+    state = replace(state, committed_step=committed, high_step=high)
+    if from_memory:
         is_new = state.settled_step is None
         state = replace(
             state,
             settled_step=decision.step,
             settled_in=state.generation if is_new else state.settled_in,
-            committed_step=committed,
-            high_step=high,
         )
     else:
         state, commands = given_up(replace(state, settled_step=None))

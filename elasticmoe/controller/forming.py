@@ -6,7 +6,7 @@ from elasticmoe.controller.checkpoints import missed_step
 from elasticmoe.controller.decisions import Break, Casualty, Form, LookAgain, Stop, Train
 from elasticmoe.controller.ending import decide_stop, ends_now
 from elasticmoe.controller.faults import decide_break
-from elasticmoe.controller.leaving import let_go
+from elasticmoe.controller.leaving import leavers, let_go
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.sentences import trains
 from elasticmoe.controller.state import (
@@ -104,7 +104,8 @@ def form_command(decision: Form) -> FormGeneration:
 
 def apply_train(state: JobState, decision: Train) -> Outcome:
     """The outage is over, and what vaults held before it is of no use any more. A checkpoint whose
-    writing it cut off, or that was due when it began, is written soon."""
+    writing it cut off, or that was due when it began, is written soon. A gang that paused for some
+    to leave, and goes on as it was, cannot do without them."""
     assert state.outage is not None, "forming a generation begins an outage"
     plan = state.plan
     assert plan is not None, "a generation that was formed has a plan"
@@ -113,6 +114,7 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
     state, kills = let_go(counted(state, outage_s=lasted_s))
     state, commands = given_up(state)
     exposed = single_homed(plan, state.spec.protection.redundancy)
+    in_vain = state.outage.is_planned and state.outage.causes and state.rung == "retry"
     state = replace(
         state,
         outage=None,
@@ -122,6 +124,7 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
         exposed_since_s=decision.at_s if exposed else None,
         pace=state.pace.begun(decision.at_s),
         checkpoint_asked=state.checkpoint_asked or missed_step(state) > 0,
-        staying=(),
+        staying=leavers(state) if in_vain else (),
+        stayed_s=decision.at_s,
     )
     return state, (*kills, *commands)

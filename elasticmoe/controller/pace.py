@@ -15,7 +15,7 @@ busy processes it took up to six times as long as any first step before it."""
 NUM_INTERVALS: Final = 50
 """Of so many steps the 99th percentile is the slowest."""
 FEWEST_INTERVALS: Final = 5
-"""With fewer next to nothing is known yet: `FIRST_FACTOR` holds."""
+"""With fewer little is known: their first step counts too, and `FIRST_FACTOR` holds."""
 SHORTEST_PATIENCE_S: Final = 1.0
 
 
@@ -77,14 +77,12 @@ class Pace:
         Returns:
             Seconds; none as long as nothing comparable was measured.
         """
-        if not self.intervals:
+        is_known = len(self.intervals) >= FEWEST_INTERVALS
+        if not self.slowest_first_s and (self.is_first or not is_known):
             return None
-        is_new = self.is_first or len(self.intervals) < FEWEST_INTERVALS
-        slowest_s, factor = max(self.intervals), FIRST_FACTOR if is_new else FACTOR
-        if self.is_first:
-            if not self.slowest_first_s:
-                return None
-            slowest_s = max(slowest_s, self.slowest_first_s)
+        slowest_s, factor = max(self.intervals, default=0.0), FACTOR
+        if self.is_first or not is_known:
+            slowest_s, factor = max(slowest_s, self.slowest_first_s), FIRST_FACTOR
         if is_saving:
             if not self.slowest_saving_s:
                 return None

@@ -3,7 +3,13 @@
 from collections.abc import Iterable, Iterator
 
 from elasticmoe.controller.changing import replace
-from elasticmoe.controller.copies import Settled, count_missing, has_progress, settle_step
+from elasticmoe.controller.copies import (
+    Settled,
+    count_missing,
+    has_progress,
+    newest_step,
+    settle_step,
+)
 from elasticmoe.controller.number_map import NumberMap
 from elasticmoe.controller.state import JobState, KnownVault, Worker, WorkerStatus, having
 from elasticmoe.messages.commands import ForgetVaults
@@ -139,6 +145,15 @@ def settled(state: JobState) -> Settled | None:
         return Settled(state.settled_step, False, "it was decided before")
     evidence = [vault.copies for vault in state.vaults.values() if is_current(state, vault)]
     return settle_step((one for one in evidence if one is not None), state.committed_step)
+
+
+def known_step(state: JobState) -> int:
+    """Committed steps, as far as anybody knows: the last ones may not have been told, and still
+    count as given up when the gang goes back behind them."""
+    if state.settled_step is not None:
+        return state.committed_step
+    seen = [vault.copies for vault in state.vaults.values() if is_current(state, vault)]
+    return max([state.committed_step, *(newest_step(one) for one in seen if one is not None)])
 
 
 def is_current(state: JobState, vault: KnownVault) -> bool:

@@ -20,7 +20,6 @@ from elasticmoe.simulator.room import Room
 from elasticmoe.simulator.snapshots import is_whole
 from elasticmoe.simulator.world import LateLoss, World
 
-
 OVERFULL: Final = "would need"
 """In the reasons against a rung: what is in memory is there, and cannot be moved for lack of it."""
 
@@ -277,7 +276,8 @@ class Checker:
                 self.noticed(f"back to a {recover.rung} though {spared} in memory")
 
     def _spared_by_snapshot(self, world: World, step: int) -> str:
-        """A snapshot behind `step`, of what is committed, that the vaults that are left hold."""
+        """A snapshot behind `step`, of what is committed, that the gang's vaults hold; those of who
+        left before it trained are given up."""
         lineage = world.lineage
         for version in sorted(self._snapshots, reverse=True):
             if lineage.step(version) <= step or not lineage.holds(self._kept, version):
@@ -287,6 +287,7 @@ class Checker:
                 for node in world.nodes.values()
                 if node.reachable
                 for vault in node.vaults.values()
+                if vault.generation >= self._trained
                 for one in vault.snapshots
                 if one.version == version
             ]

@@ -12,8 +12,14 @@ def measured(*intervals: float, first_s: float = 1.0) -> Pace:
     return pace
 
 
-def test_nothing_is_known_before_five_intervals() -> None:
-    assert measured(*[0.5] * 4).bound_s(is_saving=False) is None
+def test_nothing_is_known_before_the_first_step() -> None:
+    assert Pace().begun(100.0).bound_s(is_saving=False) is None
+
+
+def test_before_five_intervals_the_first_step_counts_too_and_there_is_more_time() -> None:
+    assert measured().bound_s(is_saving=False) == 10.0
+    assert measured(*[0.5] * 4).bound_s(is_saving=False) == 10.0
+    assert measured(*[2.0] * 4).bound_s(is_saving=False) == 20.0
     assert measured(*[0.5] * 5).bound_s(is_saving=False) == 1.5
 
 
