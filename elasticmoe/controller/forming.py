@@ -106,15 +106,15 @@ def apply_train(state: JobState, decision: Train) -> Outcome:
     """The outage is over, and what vaults held before it is of no use any more. A checkpoint whose
     writing it cut off, or that was due when it began, is written soon. A gang that paused for some
     to leave, and goes on as it was, cannot do without them."""
-    assert state.outage is not None, "forming a generation begins an outage"
-    plan = state.plan
+    outage, plan = state.outage, state.plan
+    assert outage is not None, "forming a generation begins an outage"
     assert plan is not None, "a generation that was formed has a plan"
-    is_first = state.generation == 1 and not state.outage.causes  # nothing ran that could stop
-    lasted_s = 0.0 if is_first else decision.at_s - state.outage.since_s
+    is_first = state.generation == 1 and not outage.causes  # nothing ran that could stop
+    lasted_s = 0.0 if is_first else decision.at_s - outage.since_s
     state, kills = let_go(counted(state, outage_s=lasted_s))
     state, commands = given_up(state)
     exposed = single_homed(plan, state.spec.protection.redundancy)
-    in_vain = state.outage.is_planned and state.outage.causes and state.rung == "retry"
+    in_vain = outage.is_planned and outage.causes and state.rung == "retry"
     state = replace(
         state,
         outage=None,

@@ -110,7 +110,7 @@ def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
     """Start more workers where there may be memory for them, else the ladder decides."""
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
-    afresh = _fit_afresh(state, crowded.first_limits)
+    afresh = fit_afresh(state, crowded.first_limits)
     if afresh is not None and afresh.hires:
         return afresh
     limited = with_limits(state, crowded.limits)
@@ -120,10 +120,16 @@ def _more_or_wait(state: JobState, crowded: Crowded) -> Next:
     return replace(decision, limits=limits) if isinstance(decision, Wait) else decision
 
 
-def _fit_afresh(state: JobState, limits: dict[str, int]) -> Gather | None:
+def fit_afresh(state: JobState, limits: dict[str, int]) -> Gather | None:
     """The workers that would be there, and those to be started for that, if a layout made afresh,
-    without regard to what is in whose memory, is to fit: nobody is started to find that out. None:
-    there is no such layout."""
+    without regard to what is in whose memory, is to fit: nobody is started to find that out.
+
+    Args:
+        limits: most workers of some nodes, beside the limits that hold.
+
+    Returns:
+        None if there is no such layout. Maybe nobody is to be started.
+    """
     assert state.job is not None, "no job was submitted"
     while True:
         limited = with_limits(state, limits)

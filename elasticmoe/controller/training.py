@@ -1,7 +1,7 @@
 """Reports of a gang that trains, and how it comes to its end."""
 
 from elasticmoe.controller.avoided import next_end_s, num_staying
-from elasticmoe.controller.capacity import decide_gather, decide_starting, room
+from elasticmoe.controller.capacity import decide_starting, free_places, room
 from elasticmoe.controller.casualties import decide_fence_silent
 from elasticmoe.controller.changing import replace
 from elasticmoe.controller.checkpoints import missed_step
@@ -24,6 +24,7 @@ from elasticmoe.controller.decisions import (
 )
 from elasticmoe.controller.ending import decide_finish, decide_stop
 from elasticmoe.controller.faults import decide_break
+from elasticmoe.controller.layouts import fit_afresh
 from elasticmoe.controller.leaving import decide_leave, decide_regroup, leavers, pauses
 from elasticmoe.controller.pace import Pace
 from elasticmoe.controller.phases import Phase
@@ -237,6 +238,17 @@ def _why_save(state: JobState) -> str:
     return f"that of step {missed} was cut off" if missed else "somebody asked for it"
 
 
+def _decide_more(state: JobState, reason: str) -> Gather:
+    """Start workers, if the gang is larger with them; else nobody, until there is more room."""
+    gather = fit_afresh(state, {})
+    if gather is not None and gather.workers > len(state.members):
+        return replace(gather, reason=reason)
+    free = [name for name, places in free_places(state).items() if places]
+    limits = tuple(sorted((name, len(state.workers.on_node(name))) for name in free))
+    why = "there is memory for no more workers"
+    return Gather(state.now_s, len(state.members), (), why, limits)
+
+
 def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
     """Use more workers once they are ready. Grow late: every change of size pauses the gang. Not
     before those who must leave have left: that is one change then."""
@@ -254,7 +266,7 @@ def _decide_grow(state: JobState) -> Drain | Gather | Fence | LookAgain | None:
         return LookAgain(settled_s)
     more = target - len(state.members)
     if num_staying(state) < target:
-        return decide_gather(state, f"room for {more} more stayed healthy")
+        return _decide_more(state, f"room for {more} more stayed healthy")
     if state.workers.count(WorkerStatus.STARTING):
         return decide_starting(state)
     if state.parts or state.sealing:  # a checkpoint that is being written would be lost

@@ -76,7 +76,7 @@ def test_a_node_that_is_there_first_is_not_filled_beyond_its_memory_and_the_job_
     assert_sound(world)
 
 
-def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once() -> None:
+def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_not_grown_from() -> None:
     job = small_job(
         workers={"replicas": 2, "min": 1, "settle_s": 0.2},
         schedule={"steps": 60},
@@ -91,14 +91,15 @@ def test_a_node_that_holds_one_home_of_each_unit_and_not_two_is_grown_from_once(
 
     assert world.fired == ["add b"]
     assert world.state.phase is Phase.DONE
-    assert pauses(world) == ["grow"]
-    assert sizes(world) == [{"a": 1}, {"a": 1}]
-    assert decisions(world, Form)[1].limits == (("a", 1), ("b", 0))
+    assert pauses(world) == []
+    assert sizes(world) == [{"a": 1}]
+    _, refused = decisions(world, Gather)
+    assert (refused.hires, refused.limits) == ((), (("b", 0),))
     assert decisions(world, Recover) == []
     assert_sound(world)
 
 
-def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> None:
+def test_a_gang_without_room_for_its_homes_does_not_pause_for_a_small_node() -> None:
     job = small_job(workers={"settle_s": 0.2}, schedule={"steps": 60})
     world = World(job=job, memory_bytes=6700, small_nodes={"c": 1000})
     world.at_point("begun", 13, lambda _: world.lose_node("b"))
@@ -108,11 +109,10 @@ def test_a_gang_without_room_for_its_homes_pauses_once_for_a_small_node() -> Non
 
     assert world.fired == ["lose b", "add c"]
     assert world.state.phase is Phase.DONE
-    assert pauses(world) == ["grow"]
+    assert pauses(world) == []
     assert rungs(world) == ["failover"]
-    assert [form.unprotected for form in decisions(world, Form)] == [False, True, True]
-    before, after = (Plan.from_json(form.plan) for form in decisions(world, Form)[1:])
-    assert (before.homes, before.slots) == (after.homes, after.slots)
+    assert [form.unprotected for form in decisions(world, Form)] == [False, True]
+    assert [gather.hires for gather in decisions(world, Gather)][1:] == [()]
     assert world.state.tally.exposed_s > 0
     assert_sound(world)
 

@@ -67,7 +67,7 @@ def test_without_room_for_the_homes_that_are_missing_the_job_goes_on_without_the
     assert ("units that lack homes get none: node a would need" in form.reason) == (not fits)
 
 
-def test_a_node_too_small_for_a_worker_is_not_grown_into_again_and_again() -> None:
+def test_a_node_too_small_for_a_worker_is_not_grown_into() -> None:
     job = small_job(workers={"replicas": 5, "settle_s": 0.2}, schedule={"steps": 60})
     world = World(job=job, small_nodes={"c": 1000})
     world.on_step[5] = lambda: world.add_node("c", 1)
@@ -76,11 +76,12 @@ def test_a_node_too_small_for_a_worker_is_not_grown_into_again_and_again() -> No
     world.run()
 
     assert world.fired == ["add c", "add d"]
-    assert [drain.purpose for drain in decisions(world, Drain)] == ["grow", "grow", "finish"]
-    _, refused, grown = decisions(world, Form)
-    assert (len(refused.workers), len(grown.workers)) == (4, 5)
-    assert refused.limits == (("c", 0),)
-    assert "without others that are ready: node c would need" in refused.reason
+    assert [drain.purpose for drain in decisions(world, Drain)] == ["grow", "finish"]
+    _, refused, more = decisions(world, Gather)
+    assert (refused.hires, refused.limits) == ((), (("c", 0),))
+    assert refused.reason == "there is memory for no more workers"
+    assert [node for _, node in more.hires] == ["d"]
+    assert [len(form.workers) for form in decisions(world, Form)] == [4, 5]
     assert "c" not in {world.state.plan.members[place].node for place in range(5)}
     assert world.state.tally.steps_rolled_back == 0
     assert_sound(world)
