@@ -113,6 +113,10 @@ PARTS: Final[dict[str, dict[str, Part]]] = {
     "busy": {
         "hang-busy": Part(ours(2, 1), StopWorker, is_busy=True),
         "kill-busy": Part(ours(2, 1), KillWorker, is_busy=True),
+        "loop-busy": Part(looping(2, 1), LoopWorker, is_busy=True),
+        "dropped-connection-busy": Part(ours(2, 1), DropConnection, rung="retry", is_busy=True),
+        "node-loss-busy": Part(on_nodes, LoseNode, rung="failover", is_busy=True),
+        "partition-busy": Part(on_nodes, CutNode, rung="failover", is_busy=True),
     },
     "node-loss": {"node-loss": Part(on_nodes, LoseNode, rung="failover")},
     "partition": {"partition": Part(on_nodes, CutNode, rung="failover")},

@@ -64,6 +64,10 @@ def _figures(report: Report, parts: Parts) -> None:
     _worst(report, parts, dropped, "dropped_connection", overhead)
     _worst(report, parts, ["hang-busy"], "hang_busy", beyond_step, most=0.5)
     _worst(report, parts, ["kill-busy"], "kill_busy", overhead)
+    _worst(report, parts, ["loop-busy"], "loop_busy_beyond_bound", beyond_bound, most=0.25)
+    _worst(report, parts, ["dropped-connection-busy"], "dropped_connection_busy", overhead)
+    _worst(report, parts, ["node-loss-busy"], "node_loss_busy", overhead, most=1.0)
+    _worst(report, parts, ["partition-busy"], "partition_busy", overhead)
     every = [each for part in parts.values() for each in recoveries_of(part)]
     report.figure("faults", len(every))
     report.figure("steps_rolled_back", sum(each.rolled_back for each in every), most=0)

@@ -6,6 +6,7 @@ compared between their homes. The other has one home per unit, no vote and no ha
 """
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from benchmarks.member import Worker, start_gang
 from benchmarks.rivals.job import Workload
 from benchmarks.steps import Computed, commit, compute, unprotect
 from elasticmoe.runtime.gang import Gang
+from elasticmoe.runtime.step import compare_homes
 
 Phases = dict[str, float]
 """Seconds by phase of one step."""
@@ -51,6 +53,16 @@ class ProtocolWorker(Worker):
             found += self._toggled(block_commits, number, _commits_of(computed))
         return found
 
+    def compares(self, count: int) -> list[float]:
+        """Seconds that it takes to compare the homes of all units, so many times."""
+        found = []
+        for _ in range(count):
+            self.gang.groups.world.barrier()
+            began_s = time.perf_counter()
+            compare_homes(self.gang)
+            found.append(time.perf_counter() - began_s)
+        return found
+
     def _toggled(self, steps: int, number: int, take: Callable[[Gang, bool], Phases]) -> list[Pair]:
         """A pair is the n-th of the ones and of the others; odd blocks begin with the latter."""
         sides = ((self.gang, True), (self.bare, False))
@@ -78,17 +90,23 @@ class ProtocolSize:
 
 
 def measure_protocol(report: Report, workload: Workload, size: ProtocolSize) -> None:
-    """Add `protocol_share` (what protection adds to a step's commit, over the whole step) and
-    `protocol_share_1024` (whole steps of 1,024 tokens)."""
+    """Add `protocol_share` (what protection adds to a step's commit, over the whole step),
+    `hash_share` (of it, comparing homes every `hash_interval_steps`) and `protocol_share_1024`
+    (whole steps of 1,024 tokens)."""
     crew, _store = start_gang(ProtocolWorker, workload, 2)
     with crew:
         crew.call("commits", 1, 2)  # warm
         found = _slowest(crew.call("commits", size.blocks, size.block_steps))
+        compares = [max(each) for each in zip(*crew.call("compares", size.blocks), strict=True)]
     report.section(
         f"protocol, 2 workers, {workload.step_tokens} tokens a step: {len(found)} pairs of "
         f"commits of the same gradients, toggled every {size.block_steps}"
     )
     _add(report, found, "protocol_share", most=0.03)
+    report.times("homes compared once", compares)
+    step = statistics.fmean(sum(protected.values()) for protected, _ in found)
+    interval = workload.job().protection.hash_interval_steps
+    report.figure("hash_share", upper_95(compares) / (interval * step), most=0.01)
     samples = max(1024 // workload.seq_len, 2)
     few = replace(workload, samples=samples, waves=1)
     crew, _store = start_gang(ProtocolWorker, few, 2)

@@ -51,7 +51,7 @@ def run(script: str, *arguments: str) -> list[str]:
         ("one", ["one_worker_vs_torch"]),
         ("two", ["two_workers_vs_ddp"]),
         ("dispatch", ["dispatch_overhead_share", "dispatch_vs_plain"]),
-        ("protocol", ["protocol_share", "protocol_share_1024"]),
+        ("protocol", ["protocol_share", "hash_share", "protocol_share_1024"]),
         ("protocol-steps", ["protocol_share_whole_steps"]),
         pytest.param(
             "cold-start", ["cold_start_vs_ray_train"], marks=[pytest.mark.ray, pytest.mark.soak]

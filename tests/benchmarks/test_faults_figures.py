@@ -71,7 +71,8 @@ def test_every_part_of_ours_has_its_figures() -> None:
     found = figures(**{name: part(0.5) for name in names})
 
     kinds = ["hang", "loop", "loop_beyond_bound", "node_loss", "partition", "dropped_connection"]
-    kinds += ["hang_busy", "kill_busy"]
+    kinds += ["hang_busy", "kill_busy", "loop_busy_beyond_bound", "dropped_connection_busy"]
+    kinds += ["node_loss_busy", "partition_busy"]
     assert {f"{kind}_s" for kind in kinds} <= set(found)
     assert found["faults"] == len(names)
 
