@@ -23,10 +23,8 @@ class Costs:
     """A step of all wanted workers."""
     fixed_share: float = 0.2
     """Of a step: what does not get shorter with more workers."""
-    reduce_share: float = 0.06
-    """Shares of a step; what is left is compute."""
-    agree_share: float = 0.02
     prepare_share: float = 0.05
+    """Shares of a step; what is left comes before."""
     vote_share: float = 0.01
     apply_share: float = 0.12
     spread_share: float = 0.02
