@@ -61,12 +61,13 @@ class KillRaylet(OfClusterNodes):
 
 
 class PreemptNode(OfClusterNodes):
-    """Ray is told to drain a node, as by a preemption notice; `for_s` later the node is killed."""
+    """Ray is told to drain a node, as by a preemption notice; `for_s` later the node is killed, and
+    a new one takes its place."""
 
     for_s: float = Field(default=5.0, ge=1)
 
     def strike(self, world: World, aim: Aim, rng: np.random.Generator) -> Blow:
-        """Give notice; the node stays away when it is gone."""
+        """Give notice; the node stays away until it is gone."""
         assert world.cluster is not None
         cluster = world.cluster
         label, pid = self.one(world, aim, rng)
@@ -74,6 +75,7 @@ class PreemptNode(OfClusterNodes):
         evidence = cluster.drain(label, self.for_s)
 
         def undo() -> str:
+            cluster.bring_back(label)
             return kill(pid, f"raylet of {label}")
 
         return Blow((f"node {label}",), evidence, undo)
