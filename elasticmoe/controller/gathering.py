@@ -63,8 +63,8 @@ def decide_gathering(state: JobState) -> Next:
         return silent
     if state.casualties:
         leaving = having(state, WorkerStatus.LEAVING)
-        reaped_s = max((worker.since_s + PARK_PATIENCE_S for worker in leaving), default=0.0)
-        if state.now_s < reaped_s:  # its death brings the place of its log, and frees its own
+        reaped_s = _told_s(state, leaving) + PARK_PATIENCE_S
+        if leaving and state.now_s < reaped_s:  # its death tells its log, and frees its place
             return LookAgain(reaped_s)
         return decide_recovery(survey(state))
     if state.now_s < state.retry_at_s:
@@ -111,8 +111,8 @@ def _decide_retry(state: JobState) -> Next:
 
 def _decide_replace(state: JobState) -> Next:
     leaving = [one for one in having(state, WorkerStatus.LEAVING) if one.number in state.positions]
-    reaped_s = max((one.since_s + REAP_PATIENCE_S for one in leaving), default=0.0)
-    if state.now_s < reaped_s:  # its death tells what it leaves, and frees its place
+    reaped_s = _told_s(state, tuple(leaving)) + REAP_PATIENCE_S
+    if leaving and state.now_s < reaped_s:  # its death tells what it leaves, and frees its place
         return LookAgain(reaped_s)
     replacements = find_replacements(state)
     if replacements.refusal:
@@ -141,6 +141,11 @@ def _decide_failover(state: JobState, rung: Rung) -> Next:
     if (avoided_nodes(state) or surplus(state)) and lacks_memory(state, ready, rung):
         ready = _ready(state, everybody=True)  # who was to be left has what nobody else has
     return form_in_memory(state, rung, ready)
+
+
+def _told_s(state: JobState, leaving: tuple[Worker, ...]) -> float:
+    """When the last of them was told to end, or their deaths could be heard again."""
+    return max([state.since_s, *(worker.since_s for worker in leaving)])
 
 
 def _decide_readers(state: JobState, *, is_snapshot: bool) -> Gather | Fence | LookAgain | None:
