@@ -44,6 +44,10 @@ TICK_S: Final = 0.5
 ATTACH_TIMEOUT_S: Final = 30.0
 """From the order to an agent's first answer; Ray starts a process for it."""
 
+FIND_TIMEOUT_S: Final = 10.0
+"""The same of one that was there before: Ray itself takes long to say that a node is cut off, and
+the others wait for their controller."""
+
 
 @dataclass(slots=True)
 class Agent:
@@ -124,15 +128,20 @@ class Agents:
         }
         for name in placed - set(names):
             self._claiming.append(asyncio.ensure_future(self._claim(name, nodes)))
-        for name in names:
-            try:
-                handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
-                node_id, capacity = await handle.whereabouts.remote()
-                seat = Seat(nodes[node_id], name, capacity, {})
-                await self._attach(seat, handle)
-            except (RayError, ValueError, KeyError, TimeoutError) as error:
-                reason = reason_of(error)
-                await self.on_lost(name, f"its agent did not survive the controller: {reason}")
+        await asyncio.gather(*(self._find(name, nodes) for name in names))
+
+    async def _find(self, name: str, nodes: dict[str, RayNode]) -> None:
+        try:
+            handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
+            asking: asyncio.Future[tuple[str, int]]
+            asking = asyncio.ensure_future(handle.whereabouts.remote())
+            node_id, capacity = await asyncio.wait_for(asking, FIND_TIMEOUT_S)
+            await self._attach(Seat(nodes[node_id], name, capacity, {}), handle, FIND_TIMEOUT_S)
+        except TimeoutError:
+            await self.on_lost(name, f"its agent did not answer within {FIND_TIMEOUT_S:g} s")
+        except (RayError, ValueError, KeyError) as error:
+            reason = reason_of(error)
+            await self.on_lost(name, f"its agent did not survive the controller: {reason}")
 
     async def keep_watch(self) -> None:
         """Look for nodes and count silence, for as long as the job runs.
@@ -269,6 +278,7 @@ class Agents:
         try:
             handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
             asking: asyncio.Future[tuple[str, int]]
+            asking: asyncio.Future[tuple[str, int]]
             asking = asyncio.ensure_future(handle.whereabouts.remote())
             node_id, capacity = await asyncio.wait_for(asking, ATTACH_TIMEOUT_S)
             if name not in {*self.by_node, *self.placing}:
@@ -276,9 +286,9 @@ class Agents:
         except (RayError, ValueError, KeyError, TimeoutError) as error:  # it ends by itself
             log.warning("agent_not_claimed", node=name, reason=reason_of(error))
 
-    async def _attach(self, seat: Seat, handle: Any) -> None:
+    async def _attach(self, seat: Seat, handle: Any, timeout_s: float = ATTACH_TIMEOUT_S) -> None:
         attaching = asyncio.ensure_future(handle.attach.remote(self.term))
-        hello: Hello = await asyncio.wait_for(attaching, ATTACH_TIMEOUT_S)
+        hello: Hello = await asyncio.wait_for(attaching, timeout_s)
         agent = Agent(seat, handle, hello.incarnation, hello.line)
         self.by_node[seat.name] = agent
         agent.watching = asyncio.ensure_future(self._watch(agent))
