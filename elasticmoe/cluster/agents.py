@@ -278,7 +278,6 @@ class Agents:
         try:
             handle = ray.get_actor(self.run.agent_name(name), NAMESPACE)
             asking: asyncio.Future[tuple[str, int]]
-            asking: asyncio.Future[tuple[str, int]]
             asking = asyncio.ensure_future(handle.whereabouts.remote())
             node_id, capacity = await asyncio.wait_for(asking, ATTACH_TIMEOUT_S)
             if name not in {*self.by_node, *self.placing}:
