@@ -20,6 +20,8 @@ class Settled:
     commits_open_step: bool
     """Whether the step that was open is committed, not redone."""
     reason: str
+    proven: int = 0
+    """The newest step that was committed for certain: it counts as given up by who goes back."""
 
 
 def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None:
@@ -37,25 +39,24 @@ def settle_step(copies: Iterable[Copies], committed_step: int) -> Settled | None
     Returns:
         None if no whole copy is left.
     """
-    known = tuple(copies)
-    steps = [step for vault in known for step, _ in vault.whole if step >= _oldest(vault)]
+    known, steps, newest = tuple(copies), set[int](), committed_step
+    for vault in known:
+        oldest = max(vault.prepared, vault.step) - 1
+        newest = max(newest, vault.voted, vault.step)
+        for step, _ in vault.whole:  # one that is further behind was left over: it is no home now
+            if step >= oldest:
+                steps.add(step)
     if not steps:
         return None
-    newest = max([*steps, *map(newest_step, known), committed_step])
+    newest = max(newest, *steps)
     behind = any(vault.torn or 0 <= vault.step < newest for vault in known)
     if behind or newest - 1 in steps or newest not in steps:
-        return Settled(newest, True, f"step {newest} had begun to be applied")
+        return Settled(newest, True, f"step {newest} had begun to be applied", newest)
     for vault in known:
         if vault.prepared != newest + 1 and any(step == newest for step, _ in vault.whole):
             reason = f"worker {vault.worker} was not prepared for step {newest + 1}"
-            return Settled(newest, False, reason)
-    return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}")
-
-
-def newest_step(vault: Copies) -> int:
-    """The newest step that a vault proves committed."""
-    whole = (step for step, _ in vault.whole)
-    return max([vault.voted, vault.step, *whole])
+            return Settled(newest, False, reason, newest)
+    return Settled(newest + 1, True, f"everybody was prepared for step {newest + 1}", newest)
 
 
 def suppliable(vault: Copies, step: int) -> Iterator[tuple[int, ...]]:
@@ -88,11 +89,6 @@ def count_missing(copies: Iterable[Copies], step: int, num_units: int) -> tuple[
             for unit in units:
                 there[unit] = 1
     return there.find(0), there.count(0)
-
-
-def _oldest(vault: Copies) -> int:
-    """A unit that is further behind was left over: the vault is no home of it any more."""
-    return max(vault.prepared, vault.step) - 1
 
 
 def has_progress(vault: Copies, step: int) -> bool:

@@ -47,7 +47,7 @@ from elasticmoe.controller.state import (
     having,
     with_status,
 )
-from elasticmoe.controller.vaults import given_up, known_step, settled, shortage, with_ended
+from elasticmoe.controller.vaults import given_up, settled, shortage, with_ended
 from elasticmoe.controller.wording import described, is_cause, workers_named
 from elasticmoe.messages.commands import BreakGeneration, Command
 from elasticmoe.messages.worker import STEPS_SKIPPED
@@ -127,7 +127,7 @@ def survey(
         free_places=sum(free_places(state).values()),
         wanted=workers.replicas,
         minimum=workers.min,
-        committed_step=known_step(state),
+        committed_step=max(state.committed_step, kept.proven if kept else 0),
         newest=usable[-1] if usable else None,
         refused=refused,
         ever_saved=state.ever_saved,

@@ -1,7 +1,7 @@
 """Whether a layout fits into the memory of the nodes, as far as is known."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from elasticmoe.controller.state import JobState, Worker
@@ -11,18 +11,28 @@ from elasticmoe.plan.protection import restore_protection, single_homed
 from elasticmoe.plan.types import Member, Plan
 
 
-def overfull_nodes(state: JobState, plan: Plan) -> tuple[Overfull, ...]:
+def overfull_nodes(
+    state: JobState, plan: Plan, needed: Mapping[str, int] | None = None
+) -> tuple[Overfull, ...]:
     """The nodes that a layout fills beyond what they have, the worst first; none: everything fits.
 
     A node that does not say how much it has is never too small.
+
+    Args:
+        needed: `needed_bytes`, if it is known already.
     """
-    return find_overfull(_needed(state, plan), _there(state))
+    return find_overfull(needed or needed_bytes(state, plan), _there(state))
 
 
-def overfull_by_protection(state: JobState, plan: Plan) -> Overfull | None:
+def overfull_by_protection(
+    state: JobState, plan: Plan, needed: Mapping[str, int] | None = None
+) -> Overfull | None:
     """The node that has no room for the homes that units still lack; none: they fit.
 
     Where they would fit all together on any one node nobody looks closer.
+
+    Args:
+        needed: `needed_bytes`, if it is known already.
     """
     redundancy = state.spec.protection.redundancy
     exposed = single_homed(plan, redundancy)
@@ -33,7 +43,8 @@ def overfull_by_protection(state: JobState, plan: Plan) -> Overfull | None:
     lacking = sum(units[unit].numel * (wanted - len(plan.homes[unit])) for unit in exposed)
     # weight, two moments, reduced gradient; the last is received, and maybe sent from there, too
     home_bytes = 6 * master_bytes(state.spec)
-    if not find_overfull(_needed(state, plan), _there(state), lacking * home_bytes):
+    there = needed or needed_bytes(state, plan)
+    if not find_overfull(there, _there(state), lacking * home_bytes):
         return None
     restored = restore_protection(plan, state.spec, state.job.inventory)
     return next(iter(overfull_nodes(state, restored)), None)
@@ -105,7 +116,8 @@ class Crowded:
         return self.limits | {name: kept[name] for name in ready if kept[name] < ready[name]}
 
 
-def _needed(state: JobState, plan: Plan) -> dict[str, int]:
+def needed_bytes(state: JobState, plan: Plan) -> dict[str, int]:
+    """Host memory that a layout takes, by node."""
     assert state.job is not None, "no job was submitted"
     spec = state.spec
     accelerated = any(node.num_devices for node in state.nodes.values())

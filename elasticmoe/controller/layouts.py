@@ -20,6 +20,7 @@ from elasticmoe.controller.faults import survey
 from elasticmoe.controller.fitting import (
     Crowded,
     in_words,
+    needed_bytes,
     overfull_by_protection,
     overfull_nodes,
 )
@@ -74,9 +75,10 @@ def form_in_memory(state: JobState, rung: Rung, ready: tuple[Worker, ...]) -> Ne
             recalled = _recall(state, rung, workers, {}, plan)
             if not isinstance(recalled, tuple):
                 return recalled
-            overfull = overfull_nodes(state, recalled[0])
+            needed = needed_bytes(state, recalled[0])
+            overfull = overfull_nodes(state, recalled[0], needed)
             if not overfull:
-                return _form_recalled(state, *recalled, crowded)
+                return _form_recalled(state, *recalled, crowded, needed)
         fewer = crowded.leave_out(chosen, strangers, overfull, partial(_spare, state, rung, chosen))
         if len(fewer) in (len(chosen), 0) or len(fewer) < state.spec.workers.min:
             return _more_or_wait(state, crowded)
@@ -199,11 +201,15 @@ def _recall(
 
 
 def _form_recalled(
-    state: JobState, plan: Plan, memory: FromMemory, crowded: Crowded | None = None
+    state: JobState,
+    plan: Plan,
+    memory: FromMemory,
+    crowded: Crowded | None = None,
+    needed: Mapping[str, int] | None = None,
 ) -> Form:
     where = "the snapshot of" if memory.is_snapshot else "memory at"
     reason = f"{plural(len(plan.members), 'worker')} go on from {where} step {memory.step}"
-    overfull = overfull_by_protection(state, plan)
+    overfull = overfull_by_protection(state, plan, needed)
     if overfull is not None:
         reason += f"; units that lack homes get none: {in_words(overfull)}"
     form = _form(state, plan, memory.step, reason, crowded)

@@ -84,6 +84,8 @@ def find_deserted(state: JobState, step: int, *, is_snapshot: bool = False) -> t
     ready = {worker.node for worker in having(state, WorkerStatus.IDLE)}
     if is_snapshot:
         return _with_parts_of_snapshot(state, step, ready)
+    if all(node in ready for _, node, _ in usable(state)):
+        return ()
     if not shortage(state, step, frozenset(ready)):
         return ()
     left: dict[str, list[Copies]] = {}

@@ -7,7 +7,6 @@ from elasticmoe.controller.copies import (
     Settled,
     count_missing,
     has_progress,
-    newest_step,
     settle_step,
 )
 from elasticmoe.controller.number_map import NumberMap
@@ -142,18 +141,9 @@ def given_up(state: JobState) -> tuple[JobState, tuple[ForgetVaults, ...]]:
 def settled(state: JobState) -> Settled | None:
     """Which step to go on from in memory: decided once per outage, over all copies that survive."""
     if state.settled_step is not None:
-        return Settled(state.settled_step, False, "it was decided before")
+        return Settled(state.settled_step, False, "it was decided before", state.settled_step)
     evidence = [vault.copies for vault in state.vaults.values() if is_current(state, vault)]
     return settle_step((one for one in evidence if one is not None), state.committed_step)
-
-
-def known_step(state: JobState) -> int:
-    """Committed steps, as far as anybody knows: the last ones may not have been told, and still
-    count as given up when the gang goes back behind them."""
-    if state.settled_step is not None:
-        return state.committed_step
-    seen = [vault.copies for vault in state.vaults.values() if is_current(state, vault)]
-    return max([state.committed_step, *(newest_step(one) for one in seen if one is not None)])
 
 
 def is_current(state: JobState, vault: KnownVault) -> bool:

@@ -16,6 +16,10 @@ from elasticmoe.plan.holders import IntArray, flat_copies, unit_sizes
 from elasticmoe.plan.homes import Present
 from elasticmoe.plan.types import Inventory, Member, Unit
 
+Entry = tuple[float, int, int, int]
+"""The less, the sooner a member is seated: what it brings, what nobody else has of that, the seats
+the stage has to spare, all negative; and which pair it is."""
+
 TOGETHER: Final = 1.25
 """A worker beside others of its node is preferred to a stranger that brings up to this many times
 as much: a stage's exchanges are quicker within a node."""
@@ -44,15 +48,14 @@ def keep_members(
     gains = _Gains(stage_of_block, inventory, present, len(members))
     seats = _Seats(members, sizes)
 
-    def entry(pair: int) -> tuple[float, int, int, int]:
-        # Among equals those first that nobody can stand in for, where there are seats to spare.
+    def entry(pair: int) -> Entry:
         stage, position = gains.stage[pair], gains.position[pair]
         favour = TOGETHER if seats.has_mate(stage, position) else 1.0
         return -favour * gains.left[pair], -gains.alone[pair], -seats.room(stage), pair
 
     # Most entries are looked at once: sorting them costs less than a heap of all.
-    ahead = sorted(map(entry, range(len(gains.stage))), reverse=True)
-    queue: list[tuple[float, int, int, int]] = []
+    ahead = _worst_first(gains, sizes)
+    queue: list[Entry] = []
     while ahead or queue:
         # An entry may be too good by now, never too bad: mates are queued again.
         is_queued = not ahead or bool(queue and queue[0] < ahead[-1])
@@ -160,6 +163,15 @@ class _Gains:
                 self._is_lacking[unit] = False
                 for other in self._pairs_by_unit.of(unit):
                     self.left[other] -= self._numel[unit]
+
+
+def _worst_first(gains: _Gains, sizes: Sequence[int]) -> list[Entry]:
+    """Entries of all pairs while nobody is seated."""
+    left_P, alone_P = -np.array(gains.left, np.float64), -np.array(gains.alone, np.int64)
+    room_P, pair_P = -np.array(sizes)[np.array(gains.stage, np.int64)], np.arange(len(left_P))
+    order_P = np.lexsort((pair_P, room_P, alone_P, left_P))[::-1]
+    columns = (column_P[order_P].tolist() for column_P in (left_P, alone_P, room_P, pair_P))
+    return list(zip(*columns, strict=True))
 
 
 class _Runs:
