@@ -60,7 +60,7 @@ unit: setup
 
 soak: soak-simulator
 
-soak-simulator: setup  ## 20,000 random schedules at 4 to 64 workers, 10 at 16,384: two hours
+soak-simulator: setup  ## 20,000 random schedules at 4 to 64 workers, 10 at 16,384: a quarter of an hour
 	$(BIN)/elasticmoe simulate --schedules 20000 --processes 2
 	$(BIN)/elasticmoe simulate --schedules 10 --workers 16384
 
