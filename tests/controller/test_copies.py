@@ -55,6 +55,25 @@ def test_a_step_is_committed_if_anybody_may_know_that_it_is(
     assert (settled.step, settled.commits_open_step) == expected
 
 
+@pytest.mark.parametrize(
+    "copies, committed, proven",
+    [
+        ([PREPARED], 7, 7),  # all are prepared: nobody may have voted
+        ([PREPARED], 8, 8),
+        ([PREPARED, VOTED], 7, 8),
+        ([OLD], 7, 7),
+        ([NEW], 7, 8),
+    ],
+)
+def test_only_a_vote_or_what_follows_one_proves_a_step_committed(
+    copies: list[Copies], committed: int, proven: int
+) -> None:
+    settled = settle_step(copies, committed)
+
+    assert settled is not None
+    assert settled.proven == proven
+
+
 def test_without_a_whole_copy_nothing_can_be_settled() -> None:
     assert settle_step([], 7) is None
     assert settle_step([vault(0, {}, torn=(1,))], 7) is None

@@ -117,6 +117,25 @@ def test_a_gang_without_room_for_its_homes_does_not_pause_for_a_small_node() -> 
     assert_sound(world)
 
 
+def test_a_gang_pauses_once_to_leave_a_node_whose_memory_it_cannot_do_without() -> None:
+    job = small_job(data={"seq_len": 1024}, workers={"min": 1, "settle_s": 60.0})
+    all_four, two = needed(job, "aabb")["a"], needed(job, "aa")["a"]
+    assert all_four < two
+    world = World(job=job, memory_bytes=all_four)
+    notice = NodeLeaving(0, "b", world.now_s + 900.0, "a notice")
+    world.on_step[5] = lambda: (world.fired.append("notice"), world.at(0, notice))
+    world.submit()
+    world.run()
+
+    assert world.fired == ["notice"]
+    assert world.state.phase is Phase.DONE
+    assert pauses(world) == ["leave"]
+    assert sizes(world) == [{"a": 2, "b": 2}, {"a": 2, "b": 2}]
+    assert set(world.state.staying) == {1, 3}
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)
+
+
 def test_fewer_workers_of_a_node_are_tried_before_none() -> None:
     job = small_job(data={"seq_len": 1024}, protection={"redundancy": 1, "snapshots": "off"})
     three = needed(job, "aaa")["a"]

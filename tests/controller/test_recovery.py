@@ -83,6 +83,28 @@ def test_where_no_layout_fits_the_memory_that_is_left_only_the_old_one_is_taken(
     )
 
 
+@pytest.mark.parametrize("snapshot_step", [None, 205])
+def test_memory_that_cannot_leave_small_nodes_is_given_up_where_others_have_room(
+    snapshot_step: int | None,
+) -> None:
+    crowded = Overfull("b", 3 * 2**30, 2**31)
+    damage = replace(
+        DAMAGE,
+        irreplaceable="node a is gone",
+        snapshot_step=snapshot_step,
+        crowded=crowded,
+        fits_afresh=True,
+    )
+
+    decision = taken(damage)
+
+    assert (decision.rung, decision.step, decision.redo_steps) == ("checkpoint", 200, 12)
+    lacks = "node b would need 3.000 GiB of memory and has 2.000 GiB"
+    assert f"failover: {lacks}" in decision.passed_over
+    assert (f"snapshot: {lacks}" in decision.passed_over) == (snapshot_step is not None)
+    assert isinstance(decide_recovery(replace(damage, survivors=1, free_places=0)), Wait)
+
+
 def test_with_everybody_alive_the_same_workers_try_again() -> None:
     decision = taken(ALIVE)
 

@@ -33,7 +33,7 @@ PART = CheckpointPart(2, 1, 7, [{"name": "a", "bytes": 3}], {"step": 7})
     [
         (Event, Reported(1.5, "a", DONE)),
         (Event, Reported(1.5, "a", PART)),
-        (Event, Reported(1.5, "a", GangEnded(2, 1, 7))),
+        (Event, Reported(1.5, "a", GangEnded(2, 1, 7, instructed=3))),
         (Event, CommandFailed(1.0, "StartWorkers", "no fork", node="a", workers=(3, 4))),
         (Event, CheckpointSealed(1.0, 200, "c/200", 12, 3)),
         (Command, StartWorkers("a", (0, 1))),

@@ -79,6 +79,7 @@ def test_a_stop_command_takes_effect_on_all_members_at_one_step_with_a_checkpoin
     ends = [worker.next(GangEnded) for worker in workers]
     assert parts[0].step == parts[1].step == ends[0].step == ends[1].step
     assert parts[0].state == parts[1].state
+    assert [end.instructed for end in ends] == [1, 1]
 
 
 def test_a_pause_ends_the_gang_at_one_step_without_a_checkpoint_and_another_goes_on_from_memory(
