@@ -7,12 +7,16 @@ their reasons, and spans: how long each part took, and for whom.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from elasticmoe.controller.decisions import Break, Decision, Form, Recover, Train, Wait
 from elasticmoe.controller.record import Entry, Progress, Record, turns
+from elasticmoe.controller.wording import described
 from elasticmoe.messages.events import NodeLost, Reported, WorkerDied, WorkerSilent
 from elasticmoe.messages.worker import Copies, GangFormed, WorkerParked, WorkerReady
+
+ONLY_DECIDED: Final = ("failed", "stalled", "command", "stuck")
+"""Signs of a fault that are no event of their own in the journal, or one that says less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,9 @@ class FlightRecorder:
         if flight is None:
             return
         flight.decisions.append((decision.at_s, type(decision).__name__, decision.reason))
+        if isinstance(decision, Break | Recover):
+            told = [described((one,)) for one in decision.evidence if one.kind in ONLY_DECIDED]
+            flight.evidence += [text for text in told if text not in flight.evidence]
         match decision:
             case Recover():
                 flight.rung, flight.step = decision.rung, decision.step

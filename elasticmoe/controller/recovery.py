@@ -16,7 +16,10 @@ from elasticmoe.spec.job import Rung
 MOST_RETRIES: Final = 2
 """In a row without a new step; then whoever looks worst is replaced."""
 TRIES_FROM_CHECKPOINT: Final = 3
-"""The last tries before the job is given up: what is in memory may be the cause."""
+"""The last tries before the job is given up: what is in memory may be the cause, unless processes
+and nodes were just taken away."""
+FROM_OUTSIDE: Final = ("died", "node_lost", "parked", "silent", "stuck")
+"""Signs of a fault that memory has no part in, if they have no code of the worker's own."""
 KEEPING: Final[tuple[Rung, ...]] = ("retry", "replace", "failover")
 """Rungs that give up no committed step."""
 ADVICE: Final = {
@@ -139,8 +142,10 @@ def _refuse_memory(damage: Damage) -> str:
 
 
 def _refuse_tired(damage: Damage) -> str:
+    """Memory is suspected after many recoveries, unless what happened came from outside."""
     spared = max(damage.max_restarts - TRIES_FROM_CHECKPOINT, TRIES_FROM_CHECKPOINT)
-    if damage.attempts >= spared:
+    outside = all(one.kind in FROM_OUTSIDE and not one.code for one in damage.casualties)
+    if damage.attempts >= spared and not outside:
         return f"{damage.attempts} recoveries without a new step"
     return ""
 

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from elasticmoe.spec.base import Spec
 from elasticmoe.spec.model import ModelSpec
@@ -187,7 +187,15 @@ class ProtectionSpec(Spec):
     skip_rungs: tuple[Rung, ...] = ()
     """Rungs of recovery that are never taken, for drills and benchmarks."""
     pinned: bool = True
-    """Sample shares never follow measured speed, so that runs are bitwise repeatable."""
+    """Sample shares never follow measured speed, so that runs are bitwise repeatable. They do not
+    yet follow it anyway: `false` is refused."""
+
+    @field_validator("pinned")
+    @classmethod
+    def _is_pinned(cls, pinned: bool) -> bool:
+        if not pinned:
+            raise ValueError("false: sample shares do not follow measured speed yet; leave it out")
+        return pinned
 
     @property
     def takes_snapshots(self) -> bool:

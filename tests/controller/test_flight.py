@@ -69,6 +69,19 @@ def test_a_recovery_that_is_under_way_is_told_too() -> None:
     assert "not over" in describe_flight(flight)[0]
 
 
+def test_a_stall_and_an_error_of_a_workers_own_are_evidence_too() -> None:
+    world = World()
+    world.at_point("begun", 13, lambda _: world.hang(2))
+    world.at_point("begun", 20, lambda _: world.fail(1, "error_1", 20))
+    world.submit()
+    world.run()
+
+    stalled, failed = find_flights(world.records)
+    assert len(world.fired) == 2
+    assert any("no step for" in text for text in stalled.evidence)
+    assert any("worker 1 failed at step 20" in text for text in failed.evidence)
+
+
 def test_a_flight_becomes_trace_events_and_lines() -> None:
     (flight,) = find_flights(killed().records)
 

@@ -14,6 +14,7 @@ from elasticmoe.plan.memory import Overfull
 from elasticmoe.spec.job import Rung
 
 KILLED = Casualty("died", 3, "a", "killed by signal 9", "logs/3.txt")
+FAILED = Casualty("failed", 3, "a", "division by zero", code="error_1", step=213)
 CUT = Casualty("parked", 0, "a", "reset")
 DAMAGE = Damage(
     at_s=100.0,
@@ -169,7 +170,8 @@ def test_a_snapshot_is_gone_back_to_if_it_is_newer_than_the_checkpoint() -> None
     )
     assert taken(replace(damage, snapshot_step=200)).rung == "checkpoint"
     assert taken(replace(damage, skip_rungs=("snapshot",))).rung == "checkpoint"
-    assert taken(replace(damage, attempts=7)).rung == "checkpoint"
+    assert taken(replace(damage, attempts=7)).rung == "snapshot"
+    assert taken(replace(damage, attempts=7, casualties=(FAILED,))).rung == "checkpoint"
 
 
 def test_with_too_few_workers_the_snapshot_is_waited_with() -> None:
@@ -223,9 +225,16 @@ def test_after_two_retries_without_a_step_the_next_rung_is_taken() -> None:
     assert decision.passed_over[0] == "retry: tried 2 times without a new step"
 
 
-def test_the_last_tries_start_from_the_checkpoint() -> None:
-    assert taken(replace(DAMAGE, attempts=6)).rung == "replace"
-    assert taken(replace(DAMAGE, attempts=7)).rung == "checkpoint"
+@pytest.mark.parametrize("cause", [FAILED, replace(KILLED, code="signal 11")])
+def test_the_last_tries_start_from_the_checkpoint(cause: Casualty) -> None:
+    damage = replace(DAMAGE, casualties=(KILLED, cause))
+
+    assert taken(replace(damage, attempts=6)).rung == "replace"
+    assert taken(replace(damage, attempts=7)).rung == "checkpoint"
+
+
+def test_memory_is_not_suspected_where_processes_were_just_killed() -> None:
+    assert taken(replace(DAMAGE, attempts=9)).rung == "replace"
 
 
 def test_memory_that_was_not_what_it_should_be_is_not_used_again() -> None:

@@ -155,6 +155,11 @@ def test_an_override_sets_one_field(override: str, read: Any) -> None:
         ),
         ("data.sources.0.weight=0", "data.sources[0].weight = 0: must be greater than 0.0"),
         ("protection.pinned=1", "protection.pinned = 1: must be true or false"),
+        (
+            "protection.pinned=false",
+            "[protection.pinned] false: sample shares do not follow measured speed yet; "
+            "leave it out",
+        ),
         ("protection.redundancy=9", "protection.redundancy = 9: must be at most 3"),
         ("protection.skip_rungs=replace", 'protection.skip_rungs = "replace": must be a list'),
         ("storage.dir=3", "storage.dir = 3: must be a string in quotes"),
