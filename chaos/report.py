@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from chaos.checkers import Evidence, outages
+from chaos.checkers import Evidence, false_alarms, outages
 from chaos.conductor import Strike
 from chaos.scenario import Scenario
 
@@ -104,6 +104,7 @@ def figures_of(evidence: Evidence, worst_difference: float | None) -> dict[str, 
         "recoveries": len(found),
         "rungs": dict(Counter(rung for outage in found for rung in outage.rungs)),
         "redone_steps": sum(outage.redone for outage in found),
+        "false_alarms": len(false_alarms(evidence)),
         "answer_median_s": median(answers) if answers else None,
         "answer_p95_s": _quantile(answers, 0.95),
         "answer_max_s": answers[-1] if answers else None,
