@@ -1,5 +1,6 @@
 """A training process that trains nothing: it says what a real one would, without torch."""
 
+import ctypes
 import json
 import os
 import signal
@@ -40,7 +41,8 @@ LAYOUT = VaultLayout(num_units=6, num_layers=1, num_experts=2, numel=12, largest
 def run_worker(sock: socket.socket, job: JobSpec, worker: int, log_dir: str, pulse: str) -> None:
     """Take a step every `STEP_S` until the job's steps are done or the agent is gone.
 
-    Its heart stops, and nothing else, at SIGUSR1.
+    Its heart stops, and nothing else, at SIGUSR1. At SIGUSR2 it keeps the interpreter's lock for
+    ever, as a call into a library that hangs would: no thread of Python's runs any more.
     """
     FakeWorker(sock, job, worker, pulse, keep=None).run()
 
@@ -58,11 +60,12 @@ def crash_at_once(sock: socket.socket, job: JobSpec, worker: int, log_dir: str, 
 
 
 def start_beating(path: str) -> Pulse:
-    """Beat every 10 ms, until SIGUSR1."""
+    """Beat every 10 ms, until SIGUSR1, or as long as there is an interpreter to run in."""
     pulse = open_file(path, Pulse)
     pulse.lifeline.hold()
     goes_on = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: goes_on.set())
+    signal.signal(signal.SIGUSR2, lambda *_: ctypes.PyDLL(None).pause())
 
     def beat() -> None:
         while not goes_on.wait(0.01):

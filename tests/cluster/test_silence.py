@@ -61,6 +61,30 @@ def test_a_worker_that_runs_but_does_not_beat_is_reported_later(tmp_path: Path) 
     run_with_agent(tmp_path, scenario)
 
 
+def test_a_worker_that_keeps_its_interpreters_lock_is_reported_and_killed_from_outside(
+    tmp_path: Path,
+) -> None:
+    async def scenario(agent: Agent, controller: Controller) -> None:
+        pids = await two_that_train(agent, controller)
+
+        os.kill(pids[2], signal.SIGUSR2)
+
+        ((_, silent),) = await controller.wait_for("WorkerSilent")
+        assert silent["worker"] == 2
+        assert "its lease was" in silent["evidence"]
+        assert not is_stopped(pids[2])  # it sleeps in the kernel, with the lock
+        ((_, parked),) = await controller.wait_for("WorkerParked")
+        assert parked["worker"] == 1
+        assert "WorkerDied" not in controller.kinds()
+
+        agent.kill_workers((2,))
+        ((_, died),) = await controller.wait_for("WorkerDied")
+        assert (died["worker"], died["evidence"]) == (2, "killed by signal 9")
+        await until_gone([pids[2]])
+
+    run_with_agent(tmp_path, scenario)
+
+
 def test_a_worker_that_goes_on_within_its_lease_is_not_reported(tmp_path: Path) -> None:
     async def scenario(agent: Agent, controller: Controller) -> None:
         await agent.start_workers((1,))
