@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elasticmoe.errors import PlanError
 from elasticmoe.model.wave import LayerLoad, StageOutput, Wave
 from elasticmoe.plan.types import Inventory, Plan
 from elasticmoe.spec.job import JobSpec
@@ -122,9 +123,15 @@ class StepRecord:
         )
 
     def read(self, gathered: Tensor) -> StepResult:
-        """Add up all records, [W, ...], the same way on every member."""
+        """Add up all records, [W, ...], the same way on every member.
+
+        Raises:
+            PlanError: members follow different plans: nothing they computed belongs together.
+        """
         records = gathered.cpu().numpy()
-        assert (records[:, 4] == self._digest).all(), "members follow different plans"
+        others = np.flatnonzero(records[:, 4] != self._digest).tolist()
+        if others:
+            raise PlanError(f"Members {others} follow another plan than this one's.")
         total = records.sum(0)
         norm = sqrt(total[0]) if total[0] >= 0 else float("nan")
         mtp = total[_HEAD : _HEAD + self._depth] / self._tokens

@@ -103,6 +103,7 @@ def test_a_node_lost_while_a_replacement_joins_ends_in_a_failover_at_the_same_st
 
     done(world)
 
+    assert world.fired == ["kill 0", "lose c"]
     assert rungs(world) == ["replace", "failover"]
     assert [recover.step for recover in decisions(world, Recover)] == [12, 12]
 

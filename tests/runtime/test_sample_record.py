@@ -9,6 +9,7 @@ from gangs import RandomSamples, plan_for, tiny_job
 
 from elasticmoe.controller.history import History
 from elasticmoe.controller.record import as_progress
+from elasticmoe.errors import PlanError
 from elasticmoe.messages.events import Reported
 from elasticmoe.messages.worker import StepDone
 from elasticmoe.model.inventory import build_inventory
@@ -143,3 +144,12 @@ def _waves(read_V: list[tuple[int, int]]) -> list[Wave]:
         )
         for index, (first, end) in enumerate(read_V)
     ]
+
+
+def test_members_that_follow_different_plans_do_not_add_up_what_they_computed() -> None:
+    inventory = build_inventory(JOB.model, JOB.data.seq_len)
+    here, there = (StepRecord(JOB, inventory, plan_for(JOB, size), _CPU) for size in (2, 3))
+    records = [record.pack(0.0, [], [], 0) for record in (here, there, here)]
+
+    with pytest.raises(PlanError, match=r"Members \[1\] follow another plan"):
+        here.read(torch.stack(records))
