@@ -110,22 +110,32 @@ def simulate_job(
     count = spec.workers.replicas
     spread = nodes or max(2, -(-count // 8))
     machines = spread_machines(count, spread, domains)
+    offered_s = 0.0
     if trace is None:
         rates = Rates(mtbf * 3600.0, controller_mtbf_s=controller_mtbf * 3600.0)
         faults = draw_faults(machines, hours * 3600.0, rates, seed)
     else:
-        machines, faults = faults_of_trace(read_trace_file(trace), -(-count // spread))
+        read = read_trace_file(trace)
+        offered_s = read.node_seconds(hours * 3600.0) * -(-count // spread)
+        machines, faults = faults_of_trace(read, -(-count // spread))
     scenario = Scenario(machines, faults, seed, known, limit_s=hours * 3600.0, must_end=False)
     inventory = build_inventory(spec.model, spec.data.seq_len)
     began_s = perf_counter()
     outcome = simulate(spec, inventory, scenario, stopwatch=perf_counter)
-    _show(spec, scenario, outcome, perf_counter() - began_s)
+    _show(spec, scenario, outcome, offered_s, perf_counter() - began_s)
     _report(spec, outcome, out)
 
 
-def _show(spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", took_s: float) -> None:
+def _show(
+    spec: "JobSpec", scenario: "Scenario", outcome: "Outcome", offered_s: float, took_s: float
+) -> None:
+    """`offered_s`: worker-seconds that a trace's nodes are there; 0: there is none."""
     table = Table.grid(padding=(0, 2))
-    for name, value in report_rows(spec, scenario, outcome):
+    rows = report_rows(spec, scenario, outcome)
+    if offered_s:
+        used_s = outcome.account.steps * scenario.costs.step_s * spec.workers.replicas
+        rows.insert(2, ("on the trace", f"{used_s / offered_s:.2%} of what its nodes could do"))
+    for name, value in rows:
         table.add_row(Text(name, style="cyan"), Text(value, overflow="fold"))
     table.add_row(
         Text("brain", style="cyan"),

@@ -46,6 +46,22 @@ class Trace:
         """Moment of the last event; 0 if there is none."""
         return self.events[-1].at_s if self.events else 0.0
 
+    def node_seconds(self, lasts_s: float | None = None) -> float:
+        """Time that all its nodes are there, together.
+
+        Args:
+            lasts_s: from its beginning on; those of the last event stay. None: up to its end.
+        """
+        end_s = self.end_s if lasts_s is None else self.start_s + lasts_s
+        offered, nodes, now_s = 0.0, 0, self.start_s
+        for event in self.events:
+            at_s = min(event.at_s, end_s)
+            offered, now_s = offered + nodes * (at_s - now_s), at_s
+            nodes += len(event.nodes) if event.kind == "add" else -len(event.nodes)
+            if event.at_s > end_s:
+                return offered
+        return offered + nodes * (end_s - now_s)
+
     def lines(self) -> Iterator[str]:
         """Write the trace as `read_trace` reads it."""
         for event in self.events:

@@ -1,6 +1,7 @@
 """`elasticmoe simulate`: a table, a report, and hostile schedules."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_a_trace_takes_nodes_away_and_brings_them(
     text = capsys.readouterr().out
     assert "lose_node 1, node_up 1" in text
     assert "failover 1" in text
+    assert re.search(r"on the trace +[5-9]\d\.\d\d% of what its nodes could do", text)
 
 
 def test_hostile_schedules_end_with_their_figures(capsys: pytest.CaptureFixture[str]) -> None:

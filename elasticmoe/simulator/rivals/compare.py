@@ -86,12 +86,7 @@ def rate_goodput(useful_samples: float, trace: Trace, job: Job) -> float:
         trace: the trace it ran on.
         job: the job, whose `node_samples_per_s` says what an undisturbed node does.
     """
-    offered = nodes = 0.0
-    now_s = trace.start_s
-    for event in trace.events:
-        offered += nodes * (event.at_s - now_s)
-        now_s = event.at_s
-        nodes += len(event.nodes) if event.kind == "add" else -len(event.nodes)
+    offered = trace.node_seconds()
     return useful_samples / (offered * job.node_samples_per_s) if offered else 0.0
 
 
