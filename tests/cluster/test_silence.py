@@ -17,6 +17,14 @@ from elasticmoe.cluster.worker_process import core_waits, is_stopped
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(120)]
 
 
+async def kill(agent: Agent, controller: Controller, worker: int, pid: int) -> None:
+    """As the controller has it done; the agent says what it came to."""
+    agent.kill_workers((worker,))
+    ((_, died),) = await controller.wait_for("WorkerDied")
+    assert (died["worker"], died["evidence"]) == (worker, "killed by signal 9")
+    await until_gone([pid])
+
+
 def test_a_stopped_worker_is_reported_the_others_are_told_and_it_can_be_killed(
     tmp_path: Path,
 ) -> None:
@@ -35,10 +43,7 @@ def test_a_stopped_worker_is_reported_the_others_are_told_and_it_can_be_killed(
         assert parked["worker"] == 1
         assert "WorkerDied" not in controller.kinds()
 
-        agent.kill_workers((2,))
-        ((_, died),) = await controller.wait_for("WorkerDied")
-        assert (died["worker"], died["evidence"]) == (2, "killed by signal 9")
-        await until_gone([pids[2]])
+        await kill(agent, controller, 2, pids[2])
         assert controller.kinds().count("WorkerSilent") == 1
 
     run_with_agent(tmp_path, scenario)
@@ -77,10 +82,7 @@ def test_a_worker_that_keeps_its_interpreters_lock_is_reported_and_killed_from_o
         assert parked["worker"] == 1
         assert "WorkerDied" not in controller.kinds()
 
-        agent.kill_workers((2,))
-        ((_, died),) = await controller.wait_for("WorkerDied")
-        assert (died["worker"], died["evidence"]) == (2, "killed by signal 9")
-        await until_gone([pids[2]])
+        await kill(agent, controller, 2, pids[2])
 
     run_with_agent(tmp_path, scenario)
 
