@@ -4,12 +4,13 @@ Shapes: U = units, M = members, E = experts, W = workers of a stage.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from elasticmoe.plan.dispatch import split_tokens
+from elasticmoe.plan.dispatch import count_travelling
 from elasticmoe.plan.experts import compute_bytes, master_bytes, step_tokens
-from elasticmoe.plan.holders import IntArray, holder_matrix, home_matrix, unit_sizes
+from elasticmoe.plan.holders import IntArray, count_held, unit_sizes
 from elasticmoe.plan.pipelines import from_ops, simulate
 from elasticmoe.plan.schedule import Durations
 from elasticmoe.plan.types import Inventory, Plan
@@ -82,22 +83,23 @@ def expected_bubble(job: JobSpec, inventory: Inventory, plan: Plan) -> float:
 
 def plan_traffic(job: JobSpec, inventory: Inventory, plan: Plan) -> Traffic:
     """Count the bytes of a step; under even expert load as far as tokens are concerned."""
-    num_members = len(plan.members)
-    holders_UM = holder_matrix(inventory, plan.stages, plan.slots)
-    primary_U = np.array([homes[0] for homes in plan.homes], dtype=np.int64)
-    homes_UM = home_matrix(plan.homes, num_members)
-    numel_U = unit_sizes(inventory)
+    num_members, numel_U = len(plan.members), unit_sizes(inventory)
+    num_homes_U = np.fromiter(map(len, plan.homes), np.int64, len(numel_U))
+    home_C = np.fromiter(chain.from_iterable(plan.homes), np.int64, int(num_homes_U.sum()))
+    primary_U = home_C[np.cumsum(num_homes_U) - num_homes_U]
+    unit_C = np.repeat(np.arange(len(numel_U)), num_homes_U)
+    held_M, num_holders_U, is_holder_C = count_held(inventory, plan, numel_U, unit_C, home_C)
+    num_served_U = num_holders_U - np.bincount(unit_C[is_holder_C], minlength=len(numel_U))
 
     def by_primary(elements_U: IntArray) -> IntArray:
         sums_M = np.bincount(primary_U, weights=elements_U, minlength=num_members)
         return sums_M.astype(np.int64)
 
-    held_M = numel_U @ holders_UM
     master, compute = master_bytes(job), compute_bytes(job)
     return Traffic(
         gradients_M=master * (held_M - by_primary(numel_U)),
-        forwards_M=master * by_primary(numel_U * (homes_UM.sum(axis=1) - 1)),
-        weights_M=compute * by_primary(numel_U * (holders_UM & ~homes_UM).sum(axis=1)),
+        forwards_M=master * by_primary(numel_U * (num_homes_U - 1)),
+        weights_M=compute * by_primary(numel_U * num_served_U),
         tokens_M=_token_bytes(job, inventory, plan),
         hidden_M=_hidden_bytes(job, plan),
     )
@@ -131,9 +133,8 @@ def _travelling_rows(
         holders_EW[list(experts), worker] = True
     start_EW = np.arange(num_experts)[:, None] * routed_W // num_experts
     end_EW = np.arange(1, num_experts + 1)[:, None] * routed_W // num_experts
-    flow_WW = split_tokens(end_EW - start_EW, holders_EW).sum(axis=0)
-    np.fill_diagonal(flow_WW, 0)
-    rows_W: IntArray = flow_WW.sum(axis=0) + flow_WW.sum(axis=1)
+    away_EW, arriving_EW = count_travelling(end_EW - start_EW, holders_EW)
+    rows_W: IntArray = away_EW.sum(axis=0) + arriving_EW.sum(axis=0)
     return rows_W
 
 

@@ -42,18 +42,32 @@ def split_tokens(tokens_EW: IntArray, holders_EW: BoolArray) -> IntArray:
         flow_EWW[np.arange(num_experts), :, holders_EW.argmax(axis=1)] = tokens_EW
         return flow_EWW
     worker_W = np.arange(num_workers)
+    flow_EWW[:, worker_W, worker_W] = np.where(holders_EW, tokens_EW, 0)
+    away_EW, arriving_EW = count_travelling(tokens_EW, holders_EW)
+    if away_EW.any():
+        flow_EWW += _match(away_EW, arriving_EW)
+    return flow_EWW
+
+
+def count_travelling(tokens_EW: IntArray, holders_EW: BoolArray) -> tuple[IntArray, IntArray]:
+    """Count the tokens that `split_tokens` sends elsewhere, without saying from whom to whom.
+
+    Returns:
+        Tokens that leave each worker, and that come to each worker, int64 [E, W] both.
+
+    Raises:
+        ValueError: an expert with tokens has no holder.
+    """
+    num_holders_E = holders_EW.sum(axis=1, dtype=np.int64)
     local_EW = np.where(holders_EW, tokens_EW, 0)
-    flow_EWW[:, worker_W, worker_W] = local_EW
     away_EW = tokens_EW - local_EW
     if not away_EW.any():
-        return flow_EWW
+        return away_EW, np.zeros_like(away_EW)
     orphans = np.flatnonzero((num_holders_E == 0) & (away_EW.sum(axis=1) > 0))
     if len(orphans):
         raise ValueError(f"experts {orphans.tolist()} have tokens but no holder")
     room_EW = tokens_EW.sum(axis=1)[:, None] - num_holders_E[:, None] * local_EW
-    arriving_EW = _share_out(away_EW.sum(axis=1), room_EW.clip(min=0) * holders_EW)
-    flow_EWW += _match(away_EW, arriving_EW)
-    return flow_EWW
+    return away_EW, _share_out(away_EW.sum(axis=1), room_EW.clip(min=0) * holders_EW)
 
 
 def _share_out(amount_E: IntArray, weight_EW: IntArray) -> IntArray:

@@ -1,6 +1,7 @@
 """Who holds and who homes every unit, as arrays.
 
-Shapes: U = units, M = members, C = copies of all units, one after another.
+Shapes: U = units, M = members, C = copies (or homes) of all units, one after another, B = those of
+one block, E = experts of one layer, W = workers of one stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from elasticmoe.plan.types import Inventory, Stage
+from elasticmoe.plan.types import Inventory, Plan, Stage
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]
@@ -95,3 +96,43 @@ def home_matrix(homes: Sequence[Sequence[int]], num_members: int) -> BoolArray:
     rows = np.repeat(np.arange(len(homes)), [len(of_unit) for of_unit in homes])
     homes_UM[rows, np.array([m for of_unit in homes for m in of_unit], dtype=np.int64)] = True
     return homes_UM
+
+
+def count_held(
+    inventory: Inventory, plan: Plan, numel_U: IntArray, unit_C: IntArray, home_C: IntArray
+) -> tuple[IntArray, IntArray, BoolArray]:
+    """Elements that each member holds, [M], how many hold each unit, [U], and whether each home
+    does, [C]; homes are in the order of units."""
+    held_M, num_holders_U = np.zeros(len(plan.members), np.int64), np.zeros_like(numel_U)
+    is_holder_C = np.zeros(len(unit_C), np.bool_)
+    place_M = np.empty(len(plan.members), np.int64)
+    for stage in plan.stages:
+        members = list(stage.members)
+        place_M[:] = -1
+        place_M[members] = np.arange(len(members))
+        for block in stage.blocks:
+            units = inventory.units_of_block[block]
+            if not units:
+                continue
+            rows = slice(units[0].index, units[-1].index + 1)
+            of_block = slice(*np.searchsorted(unit_C, (rows.start, rows.stop)))
+            place_B = place_M[home_C[of_block]]
+            if not inventory.blocks[block].is_experts:
+                held_M[members] += numel_U[rows].sum()
+                num_holders_U[rows] += len(members)
+                is_holder_C[of_block] |= place_B >= 0
+                continue
+            slots = plan.slots[block]  # a layer's experts are equally large, one unit each
+            slots_W, held = slot_counts(slots), np.fromiter(chain.from_iterable(slots), np.int64)
+            held_EW = np.zeros((len(units), len(slots)), np.bool_)
+            held_EW[held, np.repeat(np.arange(len(slots)), slots_W)] = True
+            held_M[members] += units[0].numel * slots_W
+            num_holders_U[rows] += np.bincount(held, minlength=len(units))
+            expert_B = unit_C[of_block] - rows.start
+            is_holder_C[of_block] = held_EW[expert_B, place_B] & (place_B >= 0)
+    return held_M, num_holders_U, is_holder_C
+
+
+def slot_counts(slots: tuple[tuple[int, ...], ...]) -> IntArray:
+    """Experts that each worker of a stage holds, [W]."""
+    return np.fromiter(map(len, slots), np.int64, len(slots))

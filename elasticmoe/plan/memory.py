@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from elasticmoe.plan.experts import compute_bytes, master_bytes
-from elasticmoe.plan.holders import BoolArray, IntArray, unit_sizes
+from elasticmoe.plan.holders import IntArray, count_held, slot_counts, unit_sizes
 from elasticmoe.plan.schedule import waves_in_flight
 from elasticmoe.plan.snapshots import PARITY_GROUP, plan_snapshots
 from elasticmoe.plan.types import Inventory, Plan, Stage
@@ -82,7 +82,7 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
     home_C = np.fromiter(chain.from_iterable(plan.homes), np.int64, int(num_homes_U.sum()))
     primary_U = home_C[np.cumsum(num_homes_U) - num_homes_U]
     unit_C = np.repeat(np.arange(len(numel_U)), num_homes_U)
-    held_M, num_holders_U, is_holder_C = _held(inventory, plan, numel_U, unit_C, home_C)
+    held_M, num_holders_U, is_holder_C = count_held(inventory, plan, numel_U, unit_C, home_C)
     num_served_U = num_holders_U - np.bincount(unit_C[is_holder_C], minlength=len(numel_U))
     homed_M = _sums(home_C, np.repeat(numel_U, num_homes_U), num_members)
     primary_M = _sums(primary_U, numel_U, num_members)
@@ -107,45 +107,6 @@ def plan_memory(job: JobSpec, inventory: Inventory, plan: Plan) -> MemoryUse:
         snapshots_M=_snapshot_bytes(job, inventory, plan, primary_M),
         checkpoint_M=3 * master * primary_M,
     )
-
-
-def _held(
-    inventory: Inventory, plan: Plan, numel_U: IntArray, unit_C: IntArray, home_C: IntArray
-) -> tuple[IntArray, IntArray, BoolArray]:
-    """Elements that each member holds, [M], how many hold each unit, [U], and whether each home
-    does, [C]; homes are in the order of units."""
-    held_M, num_holders_U = np.zeros(len(plan.members), np.int64), np.zeros_like(numel_U)
-    is_holder_C = np.zeros(len(unit_C), np.bool_)
-    place_M = np.empty(len(plan.members), np.int64)
-    for stage in plan.stages:
-        members = list(stage.members)
-        place_M[:] = -1
-        place_M[members] = np.arange(len(members))
-        for block in stage.blocks:
-            units = inventory.units_of_block[block]
-            if not units:
-                continue
-            rows = slice(units[0].index, units[-1].index + 1)
-            of_block = slice(*np.searchsorted(unit_C, (rows.start, rows.stop)))
-            place_B = place_M[home_C[of_block]]
-            if not inventory.blocks[block].is_experts:
-                held_M[members] += numel_U[rows].sum()
-                num_holders_U[rows] += len(members)
-                is_holder_C[of_block] |= place_B >= 0
-                continue
-            slots = plan.slots[block]  # a layer's experts are equally large, one unit each
-            slots_W, held = _slot_counts(slots), np.fromiter(chain.from_iterable(slots), np.int64)
-            held_EW = np.zeros((len(units), len(slots)), np.bool_)
-            held_EW[held, np.repeat(np.arange(len(slots)), slots_W)] = True
-            held_M[members] += units[0].numel * slots_W
-            num_holders_U[rows] += np.bincount(held, minlength=len(units))
-            expert_B = unit_C[of_block] - rows.start
-            is_holder_C[of_block] = held_EW[expert_B, place_B] & (place_B >= 0)
-    return held_M, num_holders_U, is_holder_C
-
-
-def _slot_counts(slots: tuple[tuple[int, ...], ...]) -> IntArray:
-    return np.fromiter(map(len, slots), np.int64, len(slots))
 
 
 def _sums(member_C: IntArray, numel_C: IntArray, num_members: int) -> IntArray:
@@ -315,7 +276,7 @@ def _routed_rows(
 ) -> npt.NDArray[np.float64]:
     """Rows per wave that each worker's slots of one layer compute under even load, [W]."""
     per_token = job.data.seq_len * job.model.moe.top_k
-    slots_W = _slot_counts(slots)
+    slots_W = slot_counts(slots)
     holders = int(slots_W.sum())
     all_hold_all_W = holders == len(slots) * slots_W  # tokens stay
     routed_W = plan.wave_samples * per_token * slots_W / holders

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elasticmoe.plan.dispatch import split_tokens
+from elasticmoe.plan.dispatch import count_travelling, split_tokens
 
 
 @st.composite
@@ -56,6 +56,21 @@ def test_the_same_counts_give_the_same_split(
     routing: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]],
 ) -> None:
     assert (split_tokens(*routing) == split_tokens(*routing)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(routings())
+def test_what_travels_can_be_counted_without_saying_from_whom_to_whom(
+    routing: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]],
+) -> None:
+    flow_EWW = split_tokens(*routing)
+    worker_W = np.arange(flow_EWW.shape[1])
+    flow_EWW[:, worker_W, worker_W] = 0
+
+    away_EW, arriving_EW = count_travelling(*routing)
+
+    assert (away_EW == flow_EWW.sum(axis=2)).all()
+    assert (arriving_EW == flow_EWW.sum(axis=1)).all()
 
 
 def test_nothing_travels_when_all_hold_all() -> None:
