@@ -81,6 +81,8 @@ def form_in_memory(state: JobState, rung: Rung, ready: tuple[Worker, ...]) -> Ne
                 return _form_recalled(state, *recalled, crowded, needed)
         fewer = crowded.leave_out(chosen, strangers, overfull, partial(_spare, state, rung, chosen))
         if len(fewer) in (len(chosen), 0) or len(fewer) < state.spec.workers.min:
+            if _is_planned(state) and {one.number for one in ready}.issuperset(state.members):
+                return form_as_before(state, rung, state.members, {}, crowded)
             return _more_or_wait(state, crowded)
         chosen = fewer
 

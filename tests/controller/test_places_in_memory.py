@@ -136,6 +136,115 @@ def test_a_gang_pauses_once_to_leave_a_node_whose_memory_it_cannot_do_without() 
     assert_sound(world)
 
 
+def test_when_there_is_more_room_it_pauses_again_to_leave_that_node() -> None:
+    job = small_job(data={"seq_len": 1024}, workers={"min": 1, "settle_s": 60.0})
+    world = World(job=job, memory_bytes=needed(job, "aabb")["a"])
+    notice = NodeLeaving(0, "b", world.now_s + 900.0, "a notice")
+    world.on_step[5] = lambda: (world.fired.append("notice"), world.at(0, notice))
+    world.on_step[20] = lambda: world.add_node("c", 2)
+    world.submit()
+    world.run()
+
+    assert world.fired == ["notice", "add c"]
+    assert pauses(world) == ["leave", "leave"]
+    assert sizes(world) == [{"a": 2, "b": 2}, {"a": 2, "b": 2}, {"a": 2, "c": 2}]
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)
+
+
+def two_of_five_lost() -> World:
+    """Everybody keeps two homes of five; three nodes cannot hold all."""
+    job = small_job(workers={"replicas": 5, "settle_s": 0.2}, protection={"snapshots": "off"})
+    nodes = dict.fromkeys("abcde", 1)
+    world = World(job=job, nodes=nodes, small_nodes=needed(job, "abcde"))
+    world.at_point("begun", 13, lambda _: [world.lose_node(node) for node in "de"])
+    world.submit()
+    world.run(limit_s=60.0)
+    assert world.fired == ["lose d", "lose e"]
+    assert world.state.phase is Phase.WAITING
+    return world
+
+
+def test_memory_that_small_nodes_cannot_share_with_a_large_one_is_left_for_a_checkpoint() -> None:
+    world = two_of_five_lost()
+    assert [wait.from_memory for wait in decisions(world, Wait)] == [True]
+
+    world.add_node("z", 8)
+    world.run(limit_s=60.0)
+
+    assert world.state.phase is Phase.DONE
+    assert rungs(world) == ["failover", "checkpoint"]
+    back = decisions(world, Recover)[-1]
+    assert (back.step, back.redo_steps) == (10, 2)
+    (why,) = (text for text in back.passed_over if text.startswith("failover: "))
+    assert " would need " in why
+    assert set(sizes(world)[-1]) == {"z"}
+    assert world.state.tally.steps_rolled_back == 2
+    assert_sound(world)
+
+
+def test_where_no_layout_would_fit_either_memory_is_kept_and_waited_with() -> None:
+    world = two_of_five_lost()
+
+    world.small_nodes["z"] = 1000
+    world.add_node("z", 8)
+    world.run(limit_s=60.0)
+
+    assert world.state.phase is Phase.WAITING
+    assert rungs(world) == ["failover"]
+    assert decisions(world, Wait)[-1].from_memory
+
+
+def test_of_nodes_of_several_sizes_each_is_grown_into_as_far_as_it_has_memory() -> None:
+    job = small_job(
+        data={"seq_len": 1024},
+        workers={"replicas": 10, "max": 10, "settle_s": 0.2},
+        schedule={"steps": 60},
+    )
+    one, two = (needed(job, nodes)["d"] for nodes in ("aabbcdee", "aabbddee"))
+    assert one < two
+    world = World(job=job, small_nodes={"c": 1000, "d": one, "e": 2**30})
+    world.on_step[5] = lambda: [world.add_node(node, 2) for node in "cde"]
+    world.submit()
+    world.run()
+
+    assert world.fired == ["add c", "add d", "add e"]
+    first, more = decisions(world, Gather)
+    assert len(first.hires) == 4
+    assert sorted(node for _, node in more.hires) == ["d", "e", "e"]
+    assert dict(more.limits) == {"c": 0, "d": 1}
+    assert pauses(world) == ["grow"]
+    assert sizes(world) == [{"a": 2, "b": 2}, {"a": 2, "b": 2, "d": 1, "e": 2}]
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)
+
+
+def test_a_gang_whose_memory_cannot_be_shared_pauses_once_to_grow() -> None:
+    """A layout made afresh would fit on all nodes; what is in memory cannot get there."""
+    job = small_job(
+        workers={"min": 2, "settle_s": 0.2},
+        protection={"snapshots": "copy"},
+        schedule={"steps": 60},
+    )
+    sizes_of = {node: int(1.1 * one) for node, one in needed(job, "abcd").items()}
+    world = World(job=job, nodes=dict.fromkeys("abcd", 1), small_nodes=sizes_of)
+    world.at_point("begun", 13, lambda _: [world.lose_node(node) for node in "cd"])
+    world.submit()
+    world.run(limit_s=30.0)
+    world.add_node("z", 2)
+    world.run()
+
+    assert world.fired == ["lose c", "lose d", "add z"]
+    assert world.state.phase is Phase.DONE
+    assert pauses(world) == ["grow"]
+    assert rungs(world) == ["failover"]
+    assert sizes(world)[1:] == [{"a": 1, "b": 1, "z": 1}] * 2
+    assert dict(decisions(world, Form)[-1].limits)["z"] == 1
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)
+
+
 def test_fewer_workers_of_a_node_are_tried_before_none() -> None:
     job = small_job(data={"seq_len": 1024}, protection={"redundancy": 1, "snapshots": "off"})
     three = needed(job, "aaa")["a"]

@@ -17,7 +17,7 @@ RUNGS = {
     # Snapshots of a history that was given up were left in vaults of the pretend world.
     1343: ["snapshot", "snapshot", "checkpoint", "snapshot"],
     # Workers were started again and again to find out that nodes are too small for them.
-    2928: ["replace", "failover", "failover", "failover", "retry", "retry"],
+    2928: ["replace", "failover", "failover", "failover"],
     # A gang that had gone over to more homes and ended unheard was judged by its first plan.
     3342: ["retry", "failover", "failover", "replace", "failover"],
     # A worker that looped while the gang was to end was never found after a restart.
