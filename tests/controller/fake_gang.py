@@ -372,9 +372,9 @@ class Gang:
             self._save(step)  # nothing was left to do: it is saved all the same
         self.ended = True
         for worker in self.members:
-            self.world.report(
-                0.01, worker, GangEnded(self.generation, worker, step, (), self.instructed)
-            )
+            kept = tuple(self._vault(worker).snapshots)
+            ended = GangEnded(self.generation, worker, step, kept, self.instructed)
+            self.world.report(0.01, worker, ended)
 
     def _vault(self, worker: int) -> Vault:
         return self.world.vaults.get(worker) or Vault("")

@@ -173,3 +173,29 @@ def test_a_connection_that_fails_again_and_again_costs_whoever_reports_it_first(
     assert rungs(world) == ["retry", "retry", "replace"]
     (fence,) = decisions(world, Fence)
     assert fence.reason == "worker 0 looks worst after 2 retries"
+
+
+def test_homes_that_only_the_end_of_the_gang_tells_of_are_counted_on() -> None:
+    """The gang goes over to a plan with all homes, pauses behind the same step, and the report of
+    this step is lost with the controller."""
+    job = small_job(protection=NO_REPLACE, workers={"settle_s": 0.01})
+    world = World(nodes={"a": 1, "b": 1, "c": 1, "d": 1}, job=job)
+    world.at_point("begun", 13, lambda _: world.kill(3))
+    world.submit()
+    world.run(until=lambda: world.state.committed_step == 13)
+    world.restart_controller(forgets=True)
+    assert world.state.protect is not None
+    assert world.state.committed_step == 12
+    world.run(until=lambda: len(world.state.ended) == 1)
+    assert world.state.protect is None
+    exposed = plans(world)[-1]
+    (keeper,) = {exposed.members[homes[0]].node for homes in exposed.homes if len(homes) == 1}
+
+    world.lose_node(keeper)
+    world.run()
+
+    assert world.fired == ["kill 3", "restart", f"lose {keeper}"]
+    assert rungs(world) == ["failover", "failover"]
+    assert (world.state.tally.steps_rolled_back, world.state.timeline) == (0, 0)
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)

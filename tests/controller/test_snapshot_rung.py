@@ -276,3 +276,31 @@ def test_a_snapshot_that_only_a_dead_process_left_is_read_on_its_node(place: int
     assert rungs(world) == ["snapshot"]
     assert world.state.phase is Phase.DONE
     assert_sound(world)
+
+
+@pytest.mark.parametrize("kind", ["copy", "parity"])
+def test_steps_that_only_the_end_of_the_gang_tells_of_are_given_up_too(kind: str) -> None:
+    world = world_with(kind, replicas=5, settle_s=0.1)
+    world.on_step[12] = lambda: world.add_node("e", 1)
+    world.submit()
+    world.run(until=lambda: world.state.drain is not None)
+    drain = world.state.drain
+    assert drain is not None
+    assert drain.purpose == "grow"
+    world.run(until=lambda: world.state.instructed == drain.number)
+    last = world.state.committed_step
+    world.restart_controller(forgets=True)
+    assert world.state.committed_step < last
+    world.run(until=lambda: len(world.state.ended) == 1)
+
+    world.lose_node("b")
+    world.run()
+
+    assert world.fired == ["add e", "restart", "lose b"]
+    (recover,) = decisions(world, Recover)
+    assert recover.rung == "snapshot"
+    assert recover.redo_steps == last - recover.step > 0
+    assert world.state.timeline == 1
+    assert world.state.tally.steps_rolled_back == recover.redo_steps
+    assert world.state.phase is Phase.DONE
+    assert_sound(world)

@@ -7,6 +7,7 @@ from survival import done, last_sentence, rungs
 
 from elasticmoe.controller.decisions import Break, Drain, Fence, Stop
 from elasticmoe.controller.phases import Phase
+from elasticmoe.controller.state import SETTLE_S, UNHEARD_PATIENCE_S
 from elasticmoe.messages.commands import KillWorkers
 from elasticmoe.messages.events import StopAsked, TimePassed
 
@@ -151,3 +152,24 @@ def test_after_a_restart_a_gang_at_its_end_is_not_taken_for_a_stalled_one() -> N
     assert decisions(world, Break) == []
     assert world.state.newest is not None
     assert world.state.newest.step == 13
+
+
+def test_a_worker_that_loops_while_the_gang_comes_to_its_end_is_found_after_a_restart_too() -> None:
+    world = World(nodes={"a": 2}, job=small_job(workers={"settle_s": 0.1}))
+    world.on_step[8] = lambda: world.add_node("b", 2)
+    world.at_point("begun", 9, lambda _: world.hang(1))
+    world.submit()
+    world.run(until=lambda: world.state.phase is Phase.DRAINING)
+    world.later(0.05, world.restart_controller)
+    world.run(until=lambda: "restart" in world.fired)
+    restarted_s = world.now_s
+
+    world.run()
+
+    assert world.fired == ["add b", "hang 1", "restart"]
+    (broken,) = decisions(world, Break)
+    assert "no step for" in broken.reason
+    assert broken.at_s - restarted_s == pytest.approx(UNHEARD_PATIENCE_S + SETTLE_S)
+    assert world.state.phase is Phase.DONE
+    assert world.state.tally.steps_rolled_back == 0
+    assert_sound(world)

@@ -12,7 +12,9 @@ from elasticmoe.controller.decisions import Form, Gather, Quarantine, Recover, T
 from elasticmoe.controller.phases import Phase
 from elasticmoe.messages.commands import FormGeneration
 from elasticmoe.simulator import keeper
+from elasticmoe.simulator.checker import Checker
 from elasticmoe.simulator.faults import Fault
+from elasticmoe.simulator.gang import Gang
 from elasticmoe.simulator.jobs import small_job
 from elasticmoe.simulator.lineage import INITIAL, Gradient, Lineage
 from elasticmoe.simulator.run import Machine, Outcome
@@ -135,6 +137,36 @@ def test_members_that_wait_at_the_end_of_their_gang_have_said_which_snapshots_th
     assert outcome.account.rolled_back <= 8
 
 
+def test_who_starts_from_a_checkpoint_has_no_snapshot_of_what_was_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = dict[int, set[int]]()
+    """Generation -> steps of the snapshots that its members hold when it has been joined."""
+    honest = Checker.joined
+
+    def joined(checker: Checker, gang: Gang) -> None:
+        world = checker.world
+        assert world is not None
+        vaults = [
+            node.vaults.get(number) for node in world.nodes.values() for number in gang.workers
+        ]
+        held[gang.generation] = {
+            world.lineage.step(one.version) for vault in vaults if vault for one in vault.snapshots
+        }
+        honest(checker, gang)
+
+    monkeypatch.setattr(Checker, "joined", joined)
+
+    back = _run(LOST, skip_rungs=["snapshot"])
+    assert kinds(back) == ["lose_node"]
+    assert _rungs(back) == ["checkpoint"]
+    assert held == {1: set(), 2: set()}
+
+    kept = _run(replace(LOST, kind="crash"))
+    assert _rungs(kept) == ["replace"]
+    assert held[2]
+
+
 def test_forgetting_that_there_is_a_snapshot_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "find_snapshot", lambda *_: None)
 
@@ -146,10 +178,12 @@ def test_forgetting_that_there_is_a_snapshot_is_caught(monkeypatch: pytest.Monke
     assert re.fullmatch(told, problem.text)
 
 
+@pytest.mark.parametrize("why", ["no", "node a would need 3.000 GiB of memory and has 2.000 GiB"])
 def test_going_back_to_a_snapshot_though_all_is_in_memory_is_caught(
-    monkeypatch: pytest.MonkeyPatch,
+    why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ladder = [(rung, lambda _: "no") for rung in ("retry", "replace", "failover")]
+    """Lack of memory is no excuse where no node says how much it has."""
+    ladder = [(rung, lambda _: why) for rung in ("retry", "replace", "failover")]
     monkeypatch.setattr(recovery, "LADDER", (*ladder, *recovery.LADDER[3:]))
 
     outcome = _run(replace(LOST, kind="crash"))
