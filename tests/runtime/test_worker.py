@@ -96,6 +96,7 @@ def test_a_pause_ends_the_gang_at_one_step_without_a_checkpoint_and_another_goes
         for report in worker.reports():
             assert not isinstance(report, (CheckpointPart, WorkerParked))
             if isinstance(report, GangEnded):
+                assert report.instructed == 1
                 ended.append(report.step)
                 break
     assert ended[0] == ended[1] >= 1
